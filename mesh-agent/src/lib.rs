@@ -1,0 +1,10 @@
+//! The node agent of Nodemesh: a small privileged supervisor, and one sandboxed,
+//! unprivileged worker process for each enrolled pod.
+//!
+//! `supervisor` and `worker` never import each other; they meet in [`channel`].
+
+pub mod capture;
+pub mod channel;
+pub mod sandbox;
+pub mod supervisor;
+pub mod worker;

@@ -1,0 +1,1 @@
+//! The privileged half: pods, workers, capture and the stream to the control component.

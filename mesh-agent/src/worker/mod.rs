@@ -1,0 +1,1 @@
+//! The unprivileged half: one pod, one identity, its listeners and tunnels.

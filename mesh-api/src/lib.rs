@@ -1,0 +1,36 @@
+//! Wire formats of Nodemesh, compiled from `proto/`: delta xDS with the WDS schema,
+//! certificate signing, node join, and the supervisor↔worker protocol.
+#![forbid(unsafe_code)]
+
+/// Delta aggregated discovery.
+#[allow(missing_docs, unused_qualifications, clippy::all)]
+pub mod ads {
+    tonic::include_proto!("envoy.service.discovery.v3");
+}
+/// Certificate signing.
+#[allow(missing_docs, unused_qualifications, clippy::all)]
+pub mod ca {
+    tonic::include_proto!("istio.v1.auth");
+}
+/// Node join and renewal.
+#[allow(missing_docs, unused_qualifications, clippy::all)]
+pub mod node {
+    tonic::include_proto!("nodemesh.node.v1");
+}
+/// Supervisor and worker.
+#[allow(missing_docs, unused_qualifications, clippy::all)]
+pub mod worker {
+    tonic::include_proto!("nodemesh.worker.v1");
+}
+/// Workload discovery.
+#[allow(missing_docs, unused_qualifications, clippy::all)]
+pub mod workload {
+    tonic::include_proto!("istio.workload");
+}
+
+/// Type URL of [`workload::Address`] in delta xDS.
+pub const ADDRESS_TYPE_URL: &str = "type.googleapis.com/istio.workload.Address";
+
+/// Version of the supervisor↔worker protocol. Either end refuses another major version
+/// and names both.
+pub const WORKER_PROTOCOL_VERSION: u32 = 1;

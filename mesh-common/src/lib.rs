@@ -1,0 +1,85 @@
+//! The kernel↔user ABI of Nodemesh: every type and number that crosses between the
+//! eBPF programs (`mesh-ebpf`) and the node agent, and nothing else.
+//!
+//! Rules: fixed-width integers, no `bool`, no `Option`, no padding, sizes asserted at
+//! compile time. Addresses are always 16 bytes, IPv4 in its v4-mapped form, so that one
+//! flow has one key whatever family either end's socket has. Ports are in host order.
+//! A change of any layout or meaning raises [`ABI_VERSION`].
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod event;
+mod flow;
+mod pod;
+
+pub use event::{EVENTS_PER_POD_PER_SECOND, EventBudget, KernelReason, REASON_SLOTS, RefusalEvent};
+pub use flow::{ClientLabel, FLOW_KIND_APP_DIAL, FLOW_KIND_CAPTURED, Flow, FlowKey};
+pub use flow::{
+    SOCKET_APP_ACCEPTED, SOCKET_CAPTURED, SOCKET_FROM_APP, SOCKET_NONE, SOCKET_WORKER, SocketState,
+};
+pub use pod::{
+    GlobalConfig, LISTENER_PLAINTEXT_V4, LISTENER_PLAINTEXT_V6, LISTENERS_PER_POD, POD_ALLOW_UDP,
+    POD_HAS_LISTENER_V6, POD_HAS_V4, POD_HAS_V6, PodConfig, WallConfig,
+};
+
+/// Version of everything in this crate. Pins live in a folder named after it.
+pub const ABI_VERSION: u32 = 1;
+
+/// Most pods one agent can enrol; slots are `0..MAX_PODS`.
+pub const MAX_PODS: u32 = 1024;
+
+/// Most captured or app-bound connections of one pod that are between `connect()` and
+/// the accept side's establishment at one time. One more is refused with `EAGAIN`.
+pub const FLOWS_PER_POD: u32 = 16_384;
+
+/// Port of the worker's listener for captured outbound connections (loopback).
+pub const PORT_OUTBOUND: u16 = 15001;
+/// Port of the worker's listener for inbound plaintext, fed by `sk_lookup`.
+pub const PORT_PLAINTEXT: u16 = 15006;
+/// Port of the worker's HBONE listener.
+pub const PORT_HBONE: u16 = 15008;
+/// Port of the worker's DNS listener.
+pub const PORT_DNS: u16 = 15053;
+/// Every port an enrolled pod can't bind or dial in its own namespace.
+pub const RESERVED_PORTS: [u16; 4] = [PORT_OUTBOUND, PORT_PLAINTEXT, PORT_HBONE, PORT_DNS];
+
+/// Socket option level of Nodemesh's private options. Answered only for sockets of the
+/// mesh's cgroup subtree; for any other socket the kernel knows no such option.
+pub const SOL_NODEMESH: i32 = 0x4e4d;
+/// `setsockopt(SOL_NODEMESH, SO_CLIENT_LABEL, &ClientLabel)`: the next `connect` of this
+/// worker socket dials the pod's app on behalf of that client.
+pub const SO_CLIENT_LABEL: i32 = 1;
+/// `getsockopt(SOL_IP | SOL_IPV6, SO_ORIGINAL_DST)`: the standard option (netfilter's
+/// number for both families), answered from the accepted socket's own storage.
+pub const SO_ORIGINAL_DST: i32 = 80;
+
+/// Names of the maps, as the object file and the pins have them.
+pub mod map_name {
+    /// Array of one [`crate::GlobalConfig`].
+    pub const CONFIG: &str = "CONFIG";
+    /// Hash: netns cookie (u64) → [`crate::PodConfig`].
+    pub const PODS: &str = "PODS";
+    /// Array of maps: slot → hash of [`crate::FlowKey`] → [`crate::Flow`].
+    pub const FLOWS: &str = "FLOWS";
+    /// Array of maps: slot → hash of socket cookie (u64) → u64 (unused): the pod's quota.
+    pub const PENDING: &str = "PENDING";
+    /// Sockmap: slot * [`crate::LISTENERS_PER_POD`] + kind → listener.
+    pub const LISTENERS: &str = "LISTENERS";
+    /// Socket storage: [`crate::SocketState`].
+    pub const SOCKETS: &str = "SOCKETS";
+    /// Hash: host-side ifindex (u32) → [`crate::WallConfig`].
+    pub const WALLS: &str = "WALLS";
+    /// Array: slot * [`crate::REASON_SLOTS`] + reason → count (u64, atomic).
+    pub const REFUSALS: &str = "REFUSALS";
+    /// Ring buffer of [`crate::RefusalEvent`].
+    pub const EVENTS: &str = "EVENTS";
+    /// Array: slot → [`crate::EventBudget`].
+    pub const EVENT_BUDGETS: &str = "EVENT_BUDGETS";
+}
+
+/// 16 bytes of an IPv4 address in v4-mapped form.
+#[must_use]
+pub const fn mapped_v4(octets: [u8; 4]) -> [u8; 16] {
+    let [a, b, c, d] = octets;
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}

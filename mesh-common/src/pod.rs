@@ -1,0 +1,62 @@
+//! What the agent tells the programs: about itself, about each enrolled pod, about walls.
+
+/// The one entry of `CONFIG`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GlobalConfig {
+    /// cgroup v2 id of the instance's mesh subtree. Compared on restart, never changed.
+    pub mesh_cgroup_id: u64,
+    /// Depth of the mesh subtree's root (the hierarchy's root is 0). A pod's worker cgroup
+    /// is at `mesh_cgroup_level + 1`.
+    pub mesh_cgroup_level: u32,
+    /// [`crate::ABI_VERSION`] of the agent that wrote this.
+    pub abi_version: u32,
+}
+
+/// A pod that is enrolled, keyed by the cookie of its network namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodConfig {
+    /// cgroup v2 id of the pod's worker: the only cgroup whose sockets leave the pod.
+    pub worker_cgroup_id: u64,
+    /// Index of this pod in every per-pod map.
+    pub slot: u32,
+    /// `POD_*` flags.
+    pub flags: u32,
+    /// The pod's IPv4 address, v4-mapped; zero without [`POD_HAS_V4`].
+    pub address_v4: [u8; 16],
+    /// The pod's IPv6 address; zero without [`POD_HAS_V6`].
+    pub address_v6: [u8; 16],
+}
+
+/// The pod has an IPv4 address and route: IPv4 destinations are captured, else `ENETUNREACH`.
+pub const POD_HAS_V4: u32 = 1;
+/// The pod has an IPv6 address and route: IPv6 destinations are captured, else `ENETUNREACH`.
+pub const POD_HAS_V6: u32 = 1 << 1;
+/// The worker has a listener on `::1` (a pod can have IPv6 switched off).
+pub const POD_HAS_LISTENER_V6: u32 = 1 << 2;
+/// UDP may leave the pod through the wall.
+pub const POD_ALLOW_UDP: u32 = 1 << 3;
+
+/// A pod's host-side device, keyed by its ifindex in the node's namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WallConfig {
+    /// As in [`PodConfig`].
+    pub worker_cgroup_id: u64,
+    /// As in [`PodConfig`].
+    pub slot: u32,
+    /// As in [`PodConfig`].
+    pub flags: u32,
+}
+
+/// Listeners of one pod in the `LISTENERS` sockmap.
+pub const LISTENERS_PER_POD: u32 = 2;
+/// Offset of the IPv4 plaintext listener.
+pub const LISTENER_PLAINTEXT_V4: u32 = 0;
+/// Offset of the IPv6 plaintext listener.
+pub const LISTENER_PLAINTEXT_V6: u32 = 1;
+
+const _: () = assert!(size_of::<GlobalConfig>() == 16);
+const _: () = assert!(size_of::<PodConfig>() == 48);
+const _: () = assert!(size_of::<WallConfig>() == 16);

@@ -1,0 +1,8 @@
+//! Pure decisions of the mesh. No I/O, no clock, no environment: every decision is a
+//! function of (state, event, now).
+#![forbid(unsafe_code)]
+
+pub mod certificate;
+pub mod identity;
+pub mod model;
+pub mod reason;

@@ -1,0 +1,234 @@
+//! The one internal model of the mesh: workloads, services, and what an address leads to.
+//! The control component fills it from its sources, the node agent from discovery.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::identity::Identity;
+
+/// Unique id of a workload in all of the mesh: `<cluster>//v1/Pod/<namespace>/<name>`.
+pub type WorkloadUid = Arc<str>;
+/// `<namespace>/<hostname>` of a service.
+pub type ServiceKey = Arc<str>;
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Unique id.
+    pub uid: WorkloadUid,
+    /// Pod name.
+    pub name: String,
+    /// Its identity: trust domain, namespace, service account.
+    pub identity: Identity,
+    /// Node it is bound to.
+    pub node: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Enrolled: it takes HBONE, and nothing else.
+    pub hbone: bool,
+    /// Its ports for each service that selects it: service port → target port.
+    pub services: BTreeMap<ServiceKey, BTreeMap<u16, u16>>,
+}
+
+/// A service: virtual addresses in front of workloads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// `<namespace>/<hostname>`.
+    pub key: ServiceKey,
+    /// Service name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Virtual addresses; none for a headless service.
+    pub addresses: Vec<IpAddr>,
+    /// Service ports.
+    pub ports: BTreeSet<u16>,
+}
+
+/// Where one destination leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The workload.
+    pub workload: Arc<Workload>,
+    /// Its address of the family that was asked for, or else its first.
+    pub address: IpAddr,
+    /// The port on the workload.
+    pub port: u16,
+}
+
+/// What an address and port lead to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// A workload's own address.
+    Workload(Endpoint),
+    /// A service's virtual address, with its endpoints for this port.
+    Service(ServiceKey, Vec<Endpoint>),
+    /// Nothing that discovery knows.
+    Unknown,
+}
+
+/// Workloads and services, indexed by what the mesh asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Mesh {
+    workloads: BTreeMap<WorkloadUid, Arc<Workload>>,
+    services: BTreeMap<ServiceKey, Arc<Service>>,
+    by_address: HashMap<IpAddr, AddressOwner>,
+    by_service: BTreeMap<ServiceKey, BTreeSet<WorkloadUid>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum AddressOwner {
+    Workload(WorkloadUid),
+    Service(ServiceKey),
+}
+
+impl Mesh {
+    /// Puts in or replaces a workload. Returns whether anything changed.
+    pub fn insert_workload(&mut self, workload: Workload) -> bool {
+        if self
+            .workloads
+            .get(&workload.uid)
+            .is_some_and(|old| **old == workload)
+        {
+            return false;
+        }
+        self.remove_workload(&workload.uid.clone());
+        let workload = Arc::new(workload);
+        for address in &workload.addresses {
+            self.by_address
+                .insert(*address, AddressOwner::Workload(workload.uid.clone()));
+        }
+        for key in workload.services.keys() {
+            self.by_service
+                .entry(key.clone())
+                .or_default()
+                .insert(workload.uid.clone());
+        }
+        self.workloads.insert(workload.uid.clone(), workload);
+        true
+    }
+
+    /// Takes out a workload.
+    pub fn remove_workload(&mut self, uid: &str) -> Option<Arc<Workload>> {
+        let old = self.workloads.remove(uid)?;
+        self.release_addresses(&old.addresses, &AddressOwner::Workload(old.uid.clone()));
+        for key in old.services.keys() {
+            if let Some(members) = self.by_service.get_mut(key) {
+                members.remove(uid);
+                if members.is_empty() {
+                    self.by_service.remove(key);
+                }
+            }
+        }
+        Some(old)
+    }
+
+    /// Puts in or replaces a service. Returns whether anything changed.
+    pub fn insert_service(&mut self, service: Service) -> bool {
+        if self
+            .services
+            .get(&service.key)
+            .is_some_and(|old| **old == service)
+        {
+            return false;
+        }
+        self.remove_service(&service.key.clone());
+        let service = Arc::new(service);
+        for address in &service.addresses {
+            self.by_address
+                .insert(*address, AddressOwner::Service(service.key.clone()));
+        }
+        self.services.insert(service.key.clone(), service);
+        true
+    }
+
+    /// Takes out a service.
+    pub fn remove_service(&mut self, key: &str) -> Option<Arc<Service>> {
+        let old = self.services.remove(key)?;
+        self.release_addresses(&old.addresses, &AddressOwner::Service(old.key.clone()));
+        Some(old)
+    }
+
+    /// An address that has meanwhile gone to another owner stays with that owner.
+    fn release_addresses(&mut self, addresses: &[IpAddr], owner: &AddressOwner) {
+        for address in addresses {
+            if self.by_address.get(address) == Some(owner) {
+                self.by_address.remove(address);
+            }
+        }
+    }
+
+    /// The workload with this id.
+    #[must_use]
+    pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// The workload that owns this address.
+    #[must_use]
+    pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+        match self.by_address.get(&address)? {
+            AddressOwner::Workload(uid) => self.workloads.get(uid),
+            AddressOwner::Service(_) => None,
+        }
+    }
+
+    /// The service with this key.
+    #[must_use]
+    pub fn service(&self, key: &str) -> Option<&Arc<Service>> {
+        self.services.get(key)
+    }
+
+    /// All workloads, by id.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    /// All services, by key.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// Where a connection to `address:port` leads.
+    #[must_use]
+    pub fn resolve(&self, address: IpAddr, port: u16) -> Resolution {
+        match self.by_address.get(&address) {
+            None => Resolution::Unknown,
+            Some(AddressOwner::Workload(uid)) => {
+                self.workloads
+                    .get(uid)
+                    .map_or(Resolution::Unknown, |workload| {
+                        Resolution::Workload(Endpoint {
+                            workload: workload.clone(),
+                            address,
+                            port,
+                        })
+                    })
+            }
+            Some(AddressOwner::Service(key)) => {
+                let members = self.by_service.get(key).into_iter().flatten();
+                let endpoints = members
+                    .filter_map(|uid| self.workloads.get(uid))
+                    .filter_map(|workload| endpoint_of(workload, key, address, port))
+                    .collect();
+                Resolution::Service(key.clone(), endpoints)
+            }
+        }
+    }
+}
+
+fn endpoint_of(workload: &Arc<Workload>, key: &str, vip: IpAddr, port: u16) -> Option<Endpoint> {
+    let target = *workload.services.get(key)?.get(&port)?;
+    let same_family = |a: &&IpAddr| a.is_ipv4() == vip.is_ipv4();
+    let address = workload
+        .addresses
+        .iter()
+        .find(same_family)
+        .or(workload.addresses.first())?;
+    Some(Endpoint {
+        workload: workload.clone(),
+        address: *address,
+        port: target,
+    })
+}
