@@ -61,8 +61,10 @@ impl<S: Message, R: Message + Default> Channel<S, R> {
     /// # Errors
     /// If the descriptor can't be registered.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        // SAFETY: the descriptor is owned by the `AsyncFd` and never replaced or closed in it.
+        let fd = unsafe { AsyncFd::register(fd) }.map_err(|e| e.into_parts().1)?;
         Ok(Self {
-            fd: AsyncFd::register(fd)?,
+            fd,
             marker: PhantomData,
         })
     }
