@@ -2,6 +2,8 @@
 //! certificate signing, node join, and the supervisor↔worker protocol.
 #![forbid(unsafe_code)]
 
+pub mod convert;
+
 /// Delta aggregated discovery.
 #[allow(missing_docs, unused_qualifications, clippy::all)]
 pub mod ads {
