@@ -1,4 +1,5 @@
-//! What a leaf certificate says, and whether it may stand for a workload.
+//! What a leaf certificate says, whether it may stand for a workload or a node, and how long
+//! a new one may live.
 //!
 //! Chains and signatures are the TLS library's business; here are the rules that the mesh
 //! adds: exactly one SPIFFE ID, CA:FALSE, and the key usage of the side that shows it.
@@ -6,7 +7,7 @@
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::identity::{Identity, IdentityError, TrustDomain};
+use crate::identity::{Identity, IdentityError, NodeIdentity, TrustDomain};
 
 /// Which side of a handshake shows the certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +18,7 @@ pub enum Side {
     Client,
 }
 
-/// Why a leaf can't stand for a workload.
+/// Why a leaf can't stand for a workload or a node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LeafFault {
     /// Not a certificate.
@@ -26,8 +27,8 @@ pub enum LeafFault {
     /// No URI name, or several.
     #[error("{0} URI names where an SVID has exactly one")]
     UriNames(usize),
-    /// The URI is no workload's identity.
-    #[error("not a workload's identity: {0}")]
+    /// The URI is no identity of the kind that was asked for.
+    #[error("its URI name is not the identity asked for: {0}")]
     Identity(#[from] IdentityError),
     /// basicConstraints CA:TRUE, or the right to sign certificates.
     #[error("it is a signing certificate (CA:TRUE or keyCertSign)")]
@@ -108,6 +109,23 @@ impl Leaf {
     /// # Errors
     /// The first rule it breaks.
     pub fn workload(&self, side: Side, trust_domain: &TrustDomain) -> Result<Identity, LeafFault> {
+        let identity: Identity = self.sole_uri(side)?.parse()?;
+        same_domain(identity.trust_domain(), trust_domain)?;
+        Ok(identity)
+    }
+
+    /// The node identity this leaf proves when a node agent shows it as a client in
+    /// `trust_domain`. A workload's certificate never passes: its path is another.
+    ///
+    /// # Errors
+    /// The first rule it breaks.
+    pub fn node(&self, trust_domain: &TrustDomain) -> Result<NodeIdentity, LeafFault> {
+        let identity: NodeIdentity = self.sole_uri(Side::Client)?.parse()?;
+        same_domain(identity.trust_domain(), trust_domain)?;
+        Ok(identity)
+    }
+
+    fn sole_uri(&self, side: Side) -> Result<&str, LeafFault> {
         if self.is_ca {
             return Err(LeafFault::IsCa);
         }
@@ -118,14 +136,72 @@ impl Leaf {
         if !self.digital_signature || !purpose {
             return Err(LeafFault::KeyUsage(side));
         }
-        let [uri] = self.uris.as_slice() else {
-            return Err(LeafFault::UriNames(self.uris.len()));
-        };
-        let identity: Identity = uri.parse()?;
-        if identity.trust_domain() != trust_domain {
-            let found = identity.trust_domain().clone();
-            return Err(LeafFault::TrustDomain(found, trust_domain.clone()));
+        match self.uris.as_slice() {
+            [uri] => Ok(uri),
+            uris => Err(LeafFault::UriNames(uris.len())),
         }
-        Ok(identity)
     }
+}
+
+fn same_domain(found: &TrustDomain, expected: &TrustDomain) -> Result<(), LeafFault> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(LeafFault::TrustDomain(found.clone(), expected.clone()))
+}
+
+/// How far a new certificate's start lies in the past, for peers whose clock is behind.
+pub const CLOCK_SKEW_S: i64 = 60;
+
+/// From when to when a certificate holds, both inclusive, in seconds since the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// First second.
+    pub not_before_s: i64,
+    /// Last second.
+    pub not_after_s: i64,
+}
+
+/// Why no certificate can be issued now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ValidityFault {
+    /// One of the issuers is past its end.
+    #[error("a certificate of the signing chain expired at {0} (seconds since the epoch)")]
+    IssuerExpired(i64),
+    /// One of the issuers is before its start.
+    #[error("a certificate of the signing chain is not valid before {0} (seconds since the epoch)")]
+    IssuerNotYetValid(i64),
+    /// No time at all was asked for.
+    #[error("a lifetime of {0} s was asked for; it must be positive")]
+    Lifetime(i64),
+}
+
+/// The validity of a certificate issued at `now_s` for `lifetime_s`: it begins
+/// [`CLOCK_SKEW_S`] early, and neither begins before nor outlives any of its `issuers`.
+///
+/// # Errors
+/// An issuer that is not valid now, or a lifetime that is none.
+pub fn leaf_validity(
+    now_s: i64,
+    lifetime_s: i64,
+    issuers: &[Validity],
+) -> Result<Validity, ValidityFault> {
+    if lifetime_s <= 0 {
+        return Err(ValidityFault::Lifetime(lifetime_s));
+    }
+    let mut validity = Validity {
+        not_before_s: now_s.saturating_sub(CLOCK_SKEW_S),
+        not_after_s: now_s.saturating_add(lifetime_s),
+    };
+    for issuer in issuers {
+        if issuer.not_before_s > now_s {
+            return Err(ValidityFault::IssuerNotYetValid(issuer.not_before_s));
+        }
+        if issuer.not_after_s <= now_s {
+            return Err(ValidityFault::IssuerExpired(issuer.not_after_s));
+        }
+        validity.not_before_s = validity.not_before_s.max(issuer.not_before_s);
+        validity.not_after_s = validity.not_after_s.min(issuer.not_after_s);
+    }
+    Ok(validity)
 }

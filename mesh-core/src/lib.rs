@@ -2,7 +2,9 @@
 //! function of (state, event, now).
 #![forbid(unsafe_code)]
 
+pub mod attestation;
 pub mod certificate;
 pub mod identity;
 pub mod model;
 pub mod reason;
+pub mod sharing;
