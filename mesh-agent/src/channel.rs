@@ -108,6 +108,15 @@ impl<S: Message, R: Message + Default> Channel<S, R> {
     }
 }
 
+/// Sends one message without a runtime and without waiting: for the end of a worker that
+/// could not be confined.
+///
+/// # Errors
+/// As [`Channel::send`], and `WouldBlock` while the other end's queue is full.
+pub fn send_now<M: Message>(socket: BorrowedFd<'_>, message: &M) -> io::Result<()> {
+    send_packet(socket.as_raw_fd(), &encode(message, 0)?, &[])
+}
+
 fn encode<M: Message>(message: &M, fds: usize) -> io::Result<Vec<u8>> {
     let bytes = message.encode_to_vec();
     if bytes.len() > MAX_PACKET || fds > MAX_FDS {
