@@ -1,0 +1,119 @@
+//! cgroup v2: a group for everything the lab runs, so that all of it can be killed at once.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::wait;
+
+/// The first cgroup2 mount of this machine (`/sys/fs/cgroup`, or below it where v1 is also
+/// in use).
+///
+/// # Errors
+/// If there is none.
+pub fn mount_point() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
+    mounts
+        .lines()
+        .find_map(|line| {
+            let (left, right) = line.split_once(" - ")?;
+            (right.split(' ').next()? == "cgroup2")
+                .then(|| left.split(' ').nth(4))?
+                .map(PathBuf::from)
+        })
+        .context("no cgroup2 mount in /proc/self/mountinfo: mount one (mount -t cgroup2 none DIR)")
+}
+
+/// A control group; its processes are killed and it is removed when this is dropped.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes a group, with its parents.
+    ///
+    /// # Errors
+    /// If it can't be made.
+    pub fn create(path: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&path).with_context(|| format!("making cgroup {}", path.display()))?;
+        Ok(Self { path })
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its `cgroup.procs`, open for writing: whoever writes `0` joins.
+    ///
+    /// # Errors
+    /// If it can't be opened.
+    pub fn procs(&self) -> Result<File> {
+        let path = self.path.join("cgroup.procs");
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))
+    }
+
+    /// The processes in it and below it.
+    #[must_use]
+    pub fn pids(&self) -> Vec<i32> {
+        pids_below(&self.path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = remove(&self.path);
+    }
+}
+
+pub(crate) fn pids_below(path: &Path) -> Vec<i32> {
+    let mut pids = Vec::new();
+    for folder in tree(path) {
+        let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+        pids.extend(text.lines().filter_map(|pid| pid.parse::<i32>().ok()));
+    }
+    pids
+}
+
+/// The group and all below it, deepest last.
+fn tree(path: &Path) -> Vec<PathBuf> {
+    let mut found = vec![path.to_path_buf()];
+    let mut next = 0;
+    while let Some(folder) = found.get(next).cloned() {
+        next += 1;
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        found.extend(
+            entries
+                .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+                .map(|e| e.path()),
+        );
+    }
+    found
+}
+
+/// Kills what is in a group and below it and removes them all. A group that is gone
+/// already is no error.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let _ = fs::write(path.join("cgroup.kill"), "1");
+    let what = format!("cgroup {} to go", path.display());
+    wait::until_true(&what, Duration::from_secs(5), || {
+        for folder in tree(path).iter().rev() {
+            match fs::remove_dir(folder) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        Ok(true)
+    })
+}

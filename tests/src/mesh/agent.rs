@@ -1,0 +1,233 @@
+//! A node's agent.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::control::Control;
+use super::daemon::Daemon;
+use super::run;
+use crate::cgroup::Cgroup;
+use crate::node::Host;
+use crate::pod::Pod;
+use crate::{programs, wait};
+
+/// Port of its metrics, on the node's loopback.
+pub(super) const METRICS_PORT: u16 = 15020;
+
+/// A running `mesh-agent run`.
+#[derive(Debug)]
+pub struct Agent {
+    /// The supervisor's process.
+    pub daemon: Daemon,
+    /// Its instance name: the mesh's cgroup is `nodemesh-<instance>`, so are the pins.
+    pub instance: String,
+    run_dir: PathBuf,
+}
+
+/// Which agent this is among those that share the kernel.
+pub(crate) struct Place<'a> {
+    pub(crate) host: &'a Host,
+    pub(crate) instance: String,
+    pub(crate) uid_base: u32,
+}
+
+impl Agent {
+    pub(crate) fn new(
+        place: Place<'_>,
+        control: &Control,
+        trust_bundle: &Path,
+        cgroup: Cgroup,
+    ) -> Result<Self> {
+        let host = place.host;
+        let token = host.folder.join("token");
+        fs::write(&token, control.token(host.name())?)?;
+        let run_dir = host.folder.join("run");
+        let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS_PORT));
+        let mut arguments = vec!["run".to_owned()];
+        for (option, value) in [
+            ("--node", host.name().to_owned()),
+            ("--instance", place.instance.clone()),
+            ("--control", control.url()),
+            ("--trust-bundle", trust_bundle.display().to_string()),
+            ("--join-token-file", token.display().to_string()),
+            (
+                "--state-dir",
+                host.folder.join("state").display().to_string(),
+            ),
+            ("--run-dir", run_dir.display().to_string()),
+            ("--uid-base", place.uid_base.to_string()),
+            ("--metrics-listen", metrics.to_string()),
+        ] {
+            arguments.extend([option.to_owned(), value]);
+        }
+        Ok(Self {
+            daemon: Daemon::new(
+                &format!("mesh-agent on {}", host.name()),
+                programs::mesh_binary("mesh-agent")?,
+                arguments,
+                host.folder.join("mesh-agent.log"),
+                cgroup,
+            ),
+            instance: place.instance,
+            run_dir,
+        })
+    }
+
+    /// Starts it (again) and waits until it answers on its admin socket.
+    ///
+    /// # Errors
+    /// If it ends, or does not answer in time; with the end of its log.
+    pub fn start(&mut self, host: &Host) -> Result<()> {
+        self.daemon.start(&host.netns)?;
+        let mut status = self.admin(&["status"]);
+        self.daemon
+            .wait_until("mesh-agent answering `status`", wait::PATIENCE, || {
+                Ok(status.output()?.status.success())
+            })
+    }
+
+    /// Ends it by SIGTERM and starts it again.
+    ///
+    /// # Errors
+    /// As [`Daemon::terminate`] and [`Self::start`].
+    pub fn restart(&mut self, host: &Host) -> Result<()> {
+        self.daemon.terminate()?;
+        self.start(host)
+    }
+
+    /// A subcommand of `mesh-agent` against this agent.
+    #[must_use]
+    pub fn admin(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.daemon.program());
+        command.args(arguments).arg("--run-dir").arg(&self.run_dir);
+        command
+    }
+
+    /// Tells it of a pod, as a CNI plugin does, and waits until the pod is enrolled or known
+    /// not to be. Returns what the command said.
+    ///
+    /// # Errors
+    /// With the agent's reason, and the end of its log.
+    pub fn add_pod(&self, pod: &Pod) -> Result<String> {
+        let mut command = self.admin(&["pod", "add", "--timeout", "10s"]);
+        command
+            .args(["--namespace", pod.namespace(), "--name", pod.name()])
+            .arg("--netns")
+            .arg(pod.netns.path());
+        run(&mut command).with_context(|| self.daemon.tail())
+    }
+
+    /// Takes a pod out of the mesh.
+    ///
+    /// # Errors
+    /// With the agent's reason.
+    pub fn remove_pod(&self, pod: &Pod) -> Result<String> {
+        let mut command = self.admin(&["pod", "remove"]);
+        command.args(["--namespace", pod.namespace(), "--name", pod.name()]);
+        run(&mut command)
+    }
+
+    /// `mesh-agent status`.
+    ///
+    /// # Errors
+    /// If it fails or is no JSON.
+    pub fn status(&self) -> Result<Value> {
+        let text = run(&mut self.admin(&["status"]))?;
+        serde_json::from_str(&text).with_context(|| format!("status is no JSON: {text}"))
+    }
+
+    /// A pod's part of the status.
+    ///
+    /// # Errors
+    /// If the agent knows no such pod.
+    pub fn pod_status(&self, pod: &Pod) -> Result<Value> {
+        let status = self.status()?;
+        let pods = status["pods"]
+            .as_array()
+            .context("status has no list of pods")?;
+        pods.iter()
+            .find(|p| p["namespace"] == pod.namespace() && p["name"] == pod.name())
+            .cloned()
+            .with_context(|| format!("status does not list {}: {status}", pod.key()))
+    }
+
+    /// Process id of a pod's worker.
+    ///
+    /// # Errors
+    /// If the pod has none.
+    pub fn worker_pid(&self, pod: &Pod) -> Result<i32> {
+        let status = self.pod_status(pod)?;
+        let pid = status["worker_pid"]
+            .as_i64()
+            .with_context(|| format!("{} has no worker: {status}", pod.key()))?;
+        Ok(i32::try_from(pid)?)
+    }
+
+    /// Waits until the pod has a ready worker that isn't `old`, and returns its process id.
+    ///
+    /// # Errors
+    /// When `timeout` passes first, with the end of the agent's log.
+    pub fn wait_new_worker(&self, pod: &Pod, old: i32, timeout: Duration) -> Result<i32> {
+        let what = format!("a new worker of {}", pod.key());
+        wait::until(&what, timeout, || {
+            let status = self.pod_status(pod)?;
+            let pid = status["worker_pid"]
+                .as_i64()
+                .filter(|p| *p != i64::from(old));
+            let ready = status["ready"] == true;
+            Ok(pid.filter(|_| ready).map(i32::try_from).transpose()?)
+        })
+        .with_context(|| self.daemon.tail())
+    }
+
+    /// All its metrics, in the Prometheus text format.
+    ///
+    /// # Errors
+    /// If they can't be had.
+    pub fn metrics(&self, host: &Host) -> Result<String> {
+        host.netns.run(|| {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS_PORT));
+            let mut stream = TcpStream::connect(address).context("connecting to /metrics")?;
+            stream.set_read_timeout(Some(wait::PATIENCE))?;
+            stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            match answer.split_once("\r\n\r\n") {
+                Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
+                _ => bail!("/metrics answered: {answer}"),
+            }
+        })
+    }
+
+    /// The sum of all series of a metric whose labels contain each of `labels`, such as
+    /// `reason="wall_not_worker"`. A metric that isn't there counts 0.
+    ///
+    /// # Errors
+    /// If the metrics can't be had.
+    pub fn metric(&self, host: &Host, name: &str, labels: &[&str]) -> Result<f64> {
+        let text = self.metrics(host)?;
+        let series = text.lines().filter(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']))
+                && labels.iter().all(|label| line.contains(label))
+        });
+        let values = series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        Ok(values.sum())
+    }
+
+    /// Takes everything of the agent off this kernel; it must have ended.
+    ///
+    /// # Errors
+    /// With what `mesh-agent unload` said.
+    pub fn unload(&self) -> Result<()> {
+        let mut command = self.admin(&["unload", "--instance", &self.instance]);
+        run(&mut command).map(drop)
+    }
+}

@@ -1,0 +1,92 @@
+//! The control component.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::daemon::Daemon;
+use super::{TRUST_DOMAIN, run};
+use crate::cgroup::Cgroup;
+use crate::node::Host;
+use crate::{pod, programs, wait};
+
+/// Its port.
+pub(super) const PORT: u16 = 15012;
+
+/// A running `mesh-control`.
+#[derive(Debug)]
+pub struct Control {
+    /// The process.
+    pub daemon: Daemon,
+    /// The manifests it watches.
+    pub manifests: PathBuf,
+    state: PathBuf,
+    address: Ipv4Addr,
+}
+
+impl Control {
+    pub(crate) fn new(host: &Host, pki: &Path, manifests: &Path, cgroup: Cgroup) -> Result<Self> {
+        let state = host.folder.join("state");
+        fs::create_dir_all(&state)?;
+        let listen = SocketAddr::from((host.v4(), PORT));
+        let file = |name: &str| pki.join(name).display().to_string();
+        let mut arguments = vec!["run".to_owned()];
+        for (option, value) in [
+            ("--manifests", manifests.display().to_string()),
+            ("--state-dir", state.display().to_string()),
+            ("--trust-domain", TRUST_DOMAIN.to_owned()),
+            ("--ca-cert", file("ca-cert.pem")),
+            ("--ca-key", file("ca-key.pem")),
+            ("--root", file("root.pem")),
+            ("--listen", listen.to_string()),
+        ] {
+            arguments.extend([option.to_owned(), value]);
+        }
+        Ok(Self {
+            daemon: Daemon::new(
+                "mesh-control",
+                programs::mesh_binary("mesh-control")?,
+                arguments,
+                host.folder.join("mesh-control.log"),
+                cgroup,
+            ),
+            manifests: manifests.to_owned(),
+            state,
+            address: host.v4(),
+        })
+    }
+
+    /// Starts it (again) and waits until it listens.
+    ///
+    /// # Errors
+    /// If it ends, or does not listen in time; with the end of its log.
+    pub fn start(&mut self, host: &Host) -> Result<()> {
+        self.daemon.start(&host.netns)?;
+        self.daemon
+            .wait_until("mesh-control listening", wait::PATIENCE, || {
+                Ok(pod::listening_ports(&host.netns)?.contains(&PORT))
+            })
+    }
+
+    /// Where agents find it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("https://{}:{PORT}", self.address)
+    }
+
+    /// A new join token, single-use.
+    ///
+    /// # Errors
+    /// With what `mesh-control token create` said.
+    pub fn token(&self, node: &str) -> Result<String> {
+        let mut command = std::process::Command::new(self.daemon.program());
+        command.args(["token", "create", "--state-dir"]);
+        command.arg(&self.state).args(["--node", node]);
+        Ok(run(&mut command)
+            .with_context(|| format!("creating a join token for {node}"))?
+            .trim()
+            .to_owned())
+    }
+}

@@ -1,0 +1,176 @@
+//! What a lab shall consist of: nodes, namespaces, pods, services.
+
+/// Which addresses a pod has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 and IPv6.
+    Dual,
+    /// IPv4; IPv6 is on, but there is no address or route.
+    V4Only,
+    /// IPv6; IPv4 is there on loopback only.
+    V6Only,
+    /// IPv4; IPv6 is switched off, so there is no `::1` either.
+    V6Disabled,
+}
+
+/// A pod to be.
+#[derive(Clone, Debug)]
+pub struct PodSpec {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) node: usize,
+    pub(crate) service_account: String,
+    pub(crate) ports: Vec<(String, u16)>,
+    pub(crate) families: Families,
+    pub(crate) app: String,
+}
+
+impl PodSpec {
+    /// A pod of this namespace and name on the first node, with a service account of its
+    /// own name and addresses of both families.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            node: 0,
+            service_account: name.to_owned(),
+            ports: Vec::new(),
+            families: Families::Dual,
+            app: name.to_owned(),
+        }
+    }
+
+    /// Labelled `app: <app>` for services to select it; its own name otherwise.
+    #[must_use]
+    pub fn app(mut self, app: &str) -> Self {
+        app.clone_into(&mut self.app);
+        self
+    }
+
+    /// On the node with this index.
+    #[must_use]
+    pub fn node(mut self, node: usize) -> Self {
+        self.node = node;
+        self
+    }
+
+    /// With this service account.
+    #[must_use]
+    pub fn service_account(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.service_account);
+        self
+    }
+
+    /// With a named container port.
+    #[must_use]
+    pub fn port(mut self, name: &str, number: u16) -> Self {
+        self.ports.push((name.to_owned(), number));
+        self
+    }
+
+    /// With addresses of these families.
+    #[must_use]
+    pub fn families(mut self, families: Families) -> Self {
+        self.families = families;
+        self
+    }
+
+    pub(crate) fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A service to be: it selects the pods of its namespace that are labelled `app: <its name>`.
+#[derive(Clone, Debug)]
+pub struct ServiceSpec {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) ports: Vec<(u16, String)>,
+}
+
+impl ServiceSpec {
+    /// A service without ports.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            ports: Vec::new(),
+        }
+    }
+
+    /// With a port that leads to a target: a number, or the name of a container port.
+    #[must_use]
+    pub fn port(mut self, port: u16, target: &str) -> Self {
+        self.ports.push((port, target.to_owned()));
+        self
+    }
+}
+
+/// The plan of a lab.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub(crate) nodes: usize,
+    pub(crate) namespaces: Vec<(String, bool)>,
+    pub(crate) pods: Vec<PodSpec>,
+    pub(crate) services: Vec<ServiceSpec>,
+}
+
+impl Plan {
+    /// This many nodes, and nothing on them.
+    #[must_use]
+    pub fn nodes(nodes: usize) -> Self {
+        Self {
+            nodes,
+            namespaces: Vec::new(),
+            pods: Vec::new(),
+            services: Vec::new(),
+        }
+    }
+
+    /// Two nodes; `shop/client` and `legacy/caller` on the first, `shop/web`, `data/db` and
+    /// `legacy/server` on the second; `shop` and `data` enrolled, `legacy` not; a service
+    /// in front of `shop/web`.
+    #[must_use]
+    pub fn two_nodes() -> Self {
+        Self::nodes(2)
+            .enrolled("shop")
+            .enrolled("data")
+            .namespace("legacy")
+            .pod(PodSpec::new("shop", "client"))
+            .pod(PodSpec::new("shop", "web").node(1).port("http", 80))
+            .pod(PodSpec::new("data", "db").node(1).port("redis", 6379))
+            .pod(PodSpec::new("legacy", "caller"))
+            .pod(PodSpec::new("legacy", "server").node(1).port("http", 80))
+            .service(ServiceSpec::new("shop", "web").port(8080, "http"))
+    }
+
+    /// A namespace that is enrolled.
+    #[must_use]
+    pub fn enrolled(mut self, name: &str) -> Self {
+        self.namespaces.push((name.to_owned(), true));
+        self
+    }
+
+    /// A namespace that is not enrolled.
+    #[must_use]
+    pub fn namespace(mut self, name: &str) -> Self {
+        self.namespaces.push((name.to_owned(), false));
+        self
+    }
+
+    /// A pod.
+    #[must_use]
+    pub fn pod(mut self, pod: PodSpec) -> Self {
+        self.pods.push(pod);
+        self
+    }
+
+    /// A service.
+    #[must_use]
+    pub fn service(mut self, service: ServiceSpec) -> Self {
+        self.services.push(service);
+        self
+    }
+}
