@@ -1,21 +1,54 @@
-//! Development commands: one file per command.
+//! Development commands: `cargo xtask <command>`, one file per command.
 
+mod build;
 mod ebpf;
+mod exec;
+mod setup;
+mod test;
 
 use std::path::Path;
+use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
 
-fn main() -> Result<()> {
+/// Development commands of Nodemesh
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what the other commands need and this machine lacks (root; apt, pip, cargo)
+    Setup,
+    /// Build the kernel programs alone, into target/bpf/mesh-ebpf.o
+    Ebpf,
+    /// Build the kernel programs, then every binary (release)
+    Build,
+    /// Run fmt, clippy, deny, unit, property and integration tests (root)
+    ///
+    /// Ends with the list of what was skipped, and why. A missing privilege is a failure,
+    /// not a reason to skip.
+    Test(test::TestArgs),
+}
+
+fn main() -> ExitCode {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("a workspace");
-    match std::env::args().nth(1).as_deref() {
-        Some("ebpf") => {
-            let object = ebpf::build(workspace)?;
-            println!("{}", object.display());
-            Ok(())
+    let done = match Cli::parse().command {
+        Command::Setup => setup::run(workspace),
+        Command::Ebpf => ebpf::build(workspace).map(|object| println!("{}", object.display())),
+        Command::Build => build::run(workspace),
+        Command::Test(args) => test::run(workspace, &args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nfailed: {error:?}");
+            ExitCode::FAILURE
         }
-        _ => bail!("usage: cargo xtask ebpf"),
     }
 }

