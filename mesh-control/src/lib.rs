@@ -1,0 +1,20 @@
+//! The control component: certificate authority, discovery, and the sources they draw on.
+#![forbid(unsafe_code)]
+
+pub mod audit;
+pub mod ca;
+pub mod config;
+pub mod registry;
+pub mod server;
+pub mod sources;
+pub mod tokens;
+pub mod xds;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Now, in seconds since the epoch.
+#[must_use]
+pub fn now_s() -> i64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
+    elapsed.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,156 @@
+//! The gRPC server: three services over TLS, and the server's own certificate kept fresh.
+
+pub mod caller;
+mod node;
+mod signing;
+mod tls;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use mesh_api::ads::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use mesh_api::ca::istio_certificate_service_server::IstioCertificateServiceServer;
+use mesh_api::node::node_service_server::NodeServiceServer;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::audit::Audit;
+use crate::ca::{Authority, Issued};
+use crate::registry::Directory;
+use crate::tokens::TokenStore;
+use crate::xds::Discovery;
+use caller::Gate;
+use tls::OwnCertificate;
+
+/// Largest request of a node that is not a discovery request, in bytes.
+const MAX_REQUEST_LEN: usize = 64 * 1024;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Calls at a time on one connection.
+const MAX_STREAMS: u32 = 256;
+/// How long calls may take to end when the server stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// After an own certificate could not be made.
+const RENEWAL_RETRY: Duration = Duration::from_secs(60);
+
+/// What the server serves.
+pub struct Server {
+    /// Who signs.
+    pub authority: Arc<Authority>,
+    /// The join tokens.
+    pub tokens: TokenStore,
+    /// The state of the mesh, as the sources keep it.
+    pub directory: watch::Receiver<Arc<Directory>>,
+    /// Where refusals and grants are recorded.
+    pub audit: Arc<Audit>,
+}
+
+/// Binds the listener.
+///
+/// # Errors
+/// An address that can't be bound.
+pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listening on {address}"))
+}
+
+impl Server {
+    /// Serves until `stopping` turns true.
+    ///
+    /// # Errors
+    /// A certificate of its own that can't be made, or a transport that fails.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        stopping: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
+        let (issued, certified) = self
+            .authority
+            .issue_server(crate::now_s())
+            .context("making the server's own certificate")?;
+        let own = Arc::new(OwnCertificate::new(certified));
+        let config = Arc::new(tls::server_config(self.authority.roots(), own.clone())?);
+        let renewal = tokio::spawn(renew(self.authority.clone(), own, issued));
+        let (ready, connections) = mpsc::channel(64);
+        let accepting = tokio::spawn(tls::accept(listener, config, ready));
+        let served = self.route(connections, stopping).await;
+        accepting.abort();
+        renewal.abort();
+        served
+    }
+
+    async fn route(
+        self,
+        connections: mpsc::Receiver<std::io::Result<tls::Connection>>,
+        stopping: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
+        let gate = Arc::new(Gate {
+            trust_domain: self.authority.trust_domain().clone(),
+            audit: self.audit.clone(),
+        });
+        let nodes = node::Nodes {
+            gate: gate.clone(),
+            authority: self.authority.clone(),
+            tokens: self.tokens,
+            audit: self.audit.clone(),
+        };
+        let signing = signing::Signing {
+            gate: gate.clone(),
+            authority: self.authority,
+            directory: self.directory.clone(),
+            audit: self.audit.clone(),
+        };
+        let discovery = Discovery {
+            gate,
+            directory: self.directory,
+            audit: self.audit,
+            stopping: stopping.clone(),
+        };
+        let router = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(MAX_STREAMS)
+            .add_service(NodeServiceServer::new(nodes).max_decoding_message_size(MAX_REQUEST_LEN))
+            .add_service(
+                IstioCertificateServiceServer::new(signing)
+                    .max_decoding_message_size(MAX_REQUEST_LEN),
+            )
+            .add_service(AggregatedDiscoveryServiceServer::new(discovery));
+        let stop = |mut stopping: watch::Receiver<bool>| async move {
+            // A dropped sender stops the server as well.
+            let _ = stopping.wait_for(|stop| *stop).await;
+        };
+        let serving = router
+            .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop(stopping.clone()));
+        tokio::select! {
+            served = serving => served.context("serving"),
+            () = async { stop(stopping).await; tokio::time::sleep(STOP_TIMEOUT).await } => {
+                tracing::warn!("some calls did not end in time and were cut");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Replaces the server's certificate when two thirds of its life are over.
+async fn renew(authority: Arc<Authority>, own: Arc<OwnCertificate>, mut current: Issued) {
+    loop {
+        let (from, until) = (current.leaf.not_before_s, current.leaf.not_after_s);
+        let due_s = until - (until - from) / 3;
+        let wait_s = u64::try_from(due_s - crate::now_s()).unwrap_or(0);
+        // Never in a tight loop, also when the signing chain is about to end.
+        tokio::time::sleep(Duration::from_secs(wait_s).max(RENEWAL_RETRY)).await;
+        match authority.issue_server(crate::now_s()) {
+            Ok((issued, certified)) => {
+                tracing::info!(serial = issued.leaf.serial, "own certificate renewed");
+                own.replace(certified);
+                current = issued;
+            }
+            Err(error) => tracing::error!(%error, "own certificate not renewed; trying again"),
+        }
+    }
+}

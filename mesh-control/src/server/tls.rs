@@ -1,0 +1,207 @@
+//! TLS of the server: 1.3 only, its own certificate replaced while it runs, client
+//! certificates verified where they are shown.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use mesh_core::certificate::Leaf;
+use rustls::pki_types::CertificateDer;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+
+use super::caller::Peer;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at a time, handshakes included.
+const MAX_CONNECTIONS: usize = 8192;
+/// Without a certificate a connection is good for one join, and then it is closed.
+const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(30);
+/// Between the end of a certificate, when its calls are refused, and that of its connection.
+const EXPIRY_GRACE: Duration = Duration::from_secs(5);
+/// After `accept` fails for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The server's own certificate. Replacing it affects the next handshakes.
+#[derive(Debug)]
+pub(super) struct OwnCertificate(RwLock<Arc<CertifiedKey>>);
+
+impl OwnCertificate {
+    /// Begins with a certificate.
+    #[must_use]
+    pub(super) fn new(certificate: Arc<CertifiedKey>) -> Self {
+        Self(RwLock::new(certificate))
+    }
+
+    /// Takes another one from now on.
+    pub(super) fn replace(&self, certificate: Arc<CertifiedKey>) {
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *current = certificate;
+    }
+}
+
+impl ResolvesServerCert for OwnCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        Some(current.clone())
+    }
+}
+
+/// The server's TLS configuration.
+///
+/// # Errors
+/// Roots that can't be used.
+pub(super) fn server_config(
+    roots: &[CertificateDer<'static>],
+    own: Arc<OwnCertificate>,
+) -> anyhow::Result<ServerConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store.add(root.clone())?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(store.into(), provider.clone())
+        .allow_unauthenticated()
+        .build()?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(own);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // A resumed session would carry on with a client certificate that was verified earlier.
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// Accepts connections and hands over those whose handshake succeeds.
+pub(super) async fn accept(
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    ready: mpsc::Sender<io::Result<Connection>>,
+) {
+    let acceptor = TlsAcceptor::from(config);
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = ready.closed() => return,
+        };
+        match accepted {
+            Ok((socket, _)) => {
+                let (acceptor, ready) = (acceptor.clone(), ready.clone());
+                tokio::spawn(handshake(acceptor, socket, permit, ready));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn handshake(
+    acceptor: TlsAcceptor,
+    socket: TcpStream,
+    permit: OwnedSemaphorePermit,
+    ready: mpsc::Sender<io::Result<Connection>>,
+) {
+    let Ok(address) = socket.peer_addr() else {
+        return;
+    };
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::info!(%address, %error, "TLS handshake failed");
+            return;
+        }
+        Err(_) => {
+            tracing::info!(%address, "TLS handshake was not done in time");
+            return;
+        }
+    };
+    let leaf = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .map(|der| Leaf::from_der(der));
+    let lifetime = match &leaf {
+        None => ANONYMOUS_LIFETIME,
+        Some(Ok(leaf)) => {
+            let left_s = leaf.not_after_s - crate::now_s();
+            Duration::from_secs(u64::try_from(left_s).unwrap_or(0)) + EXPIRY_GRACE
+        }
+        Some(Err(_)) => EXPIRY_GRACE,
+    };
+    let connection = Connection {
+        stream,
+        peer: Peer {
+            address,
+            leaf: leaf.map(Arc::new),
+        },
+        end: Box::pin(tokio::time::sleep(lifetime)),
+        _permit: permit,
+    };
+    // Nobody takes it: the server is stopping.
+    let _ = ready.send(Ok(connection)).await;
+}
+
+/// A TLS connection that does not outlive its client's certificate.
+pub(super) struct Connection {
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+    end: Pin<Box<tokio::time::Sleep>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.end.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,211 @@
+//! From checked objects to the model.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_core::identity::{Identity, TrustDomain};
+use mesh_core::model::{Mesh, Service, ServiceKey, Workload};
+use mesh_core::sharing::shared_identities;
+
+use super::check::{DEFAULT_ACCOUNT, ended, namespace_of, pod_addresses, service_addresses};
+use super::document::{Found, Placed};
+use super::schema::{self, Pod, ServicePort, TargetPort, is_tcp};
+use super::{ENROLL_LABEL, ManifestFault};
+use crate::registry::{service_key, workload_uid};
+
+/// Makes the model, and warns of what is allowed but likely not meant.
+pub(super) fn compose(
+    found: &mut Found,
+    trust_domain: &TrustDomain,
+) -> Result<Mesh, ManifestFault> {
+    let enrolled: BTreeSet<String> = found
+        .namespaces
+        .iter()
+        .filter(|n| {
+            let label = n.object.metadata.labels.get(ENROLL_LABEL);
+            label.is_some_and(|value| value == "true" || value == "enforce")
+        })
+        .map(|n| n.object.metadata.name.0.clone())
+        .collect();
+    let mut mesh = Mesh::default();
+    let mut mistakes = Vec::new();
+    for pod in found.pods.iter().filter(|pod| placed(&pod.object)) {
+        match workload(pod, found, &enrolled, trust_domain) {
+            Ok(workload) => {
+                mesh.insert_workload(workload);
+            }
+            Err(error) => {
+                let path = ["metadata".into(), "name".into()];
+                mistakes.push(pod.place.mistake(&path, error.to_string()));
+            }
+        }
+    }
+    if !mistakes.is_empty() {
+        return Err(ManifestFault::Mistakes(mistakes));
+    }
+    for Placed { object, place } in &found.services {
+        if object.spec.kind.as_deref() == Some("ExternalName") {
+            let what = "ExternalName is skipped: it has neither addresses nor pods";
+            let warning = place.mistake(&["spec".into(), "type".into()], what);
+            found.warnings.push(warning);
+            continue;
+        }
+        mesh.insert_service(service(object));
+    }
+    unresolved_ports(found, &mesh);
+    shared(found, &mesh);
+    Ok(mesh)
+}
+
+/// Bound to a node and not over. Pods in the host's network namespace have no namespace of
+/// their own that could be captured: the mesh takes no notice of them.
+fn placed(pod: &Pod) -> bool {
+    pod.spec.node_name.is_some() && !ended(pod) && !pod.spec.host_network
+}
+
+fn workload(
+    pod: &Placed<Pod>,
+    found: &Found,
+    enrolled: &BTreeSet<String>,
+    trust_domain: &TrustDomain,
+) -> Result<Workload, mesh_core::identity::IdentityError> {
+    let Pod { metadata, spec, .. } = &pod.object;
+    let namespace = namespace_of(metadata);
+    let account = spec
+        .service_account_name
+        .as_ref()
+        .map_or(DEFAULT_ACCOUNT, |a| &a.0);
+    // A pod that is being deleted keeps its identity until it is gone, but gets no new
+    // connections through services.
+    let serving = metadata.deletion_timestamp.is_none();
+    let services = found
+        .services
+        .iter()
+        .filter(|s| serving && selects(&s.object, &pod.object));
+    Ok(Workload {
+        uid: workload_uid(namespace, &metadata.name.0).into(),
+        name: metadata.name.0.clone(),
+        identity: Identity::new(trust_domain.clone(), namespace, account)?,
+        node: spec
+            .node_name
+            .as_ref()
+            .map(|n| n.0.clone())
+            .unwrap_or_default(),
+        addresses: pod_addresses(&pod.object)
+            .into_iter()
+            .map(|(a, _)| a)
+            .collect(),
+        hbone: enrolled.contains(namespace),
+        services: services
+            .map(|s| (key_of(&s.object), target_ports(&s.object, &pod.object)))
+            .collect(),
+    })
+}
+
+fn service(object: &schema::Service) -> Service {
+    Service {
+        key: key_of(object),
+        name: object.metadata.name.0.clone(),
+        namespace: namespace_of(&object.metadata).to_owned(),
+        addresses: service_addresses(object)
+            .into_iter()
+            .map(|(a, _)| a)
+            .collect(),
+        ports: tcp_ports(object).map(|port| port.port.0).collect(),
+    }
+}
+
+fn key_of(service: &schema::Service) -> ServiceKey {
+    let metadata = &service.metadata;
+    service_key(namespace_of(metadata), &metadata.name.0).into()
+}
+
+fn tcp_ports(service: &schema::Service) -> impl Iterator<Item = &ServicePort> {
+    service
+        .spec
+        .ports
+        .iter()
+        .filter(|port| is_tcp(port.protocol.as_ref()))
+}
+
+/// A service without a selector selects nothing.
+fn selects(service: &schema::Service, pod: &Pod) -> bool {
+    let selector = &service.spec.selector;
+    !selector.is_empty()
+        && service.spec.kind.as_deref() != Some("ExternalName")
+        && namespace_of(&service.metadata) == namespace_of(&pod.metadata)
+        && selector
+            .iter()
+            .all(|(key, value)| pod.metadata.labels.get(key) == Some(value))
+}
+
+fn target_ports(service: &schema::Service, pod: &Pod) -> BTreeMap<u16, u16> {
+    tcp_ports(service)
+        .filter_map(|port| {
+            let target = match &port.target_port {
+                None => port.port.0,
+                Some(TargetPort::Number(number)) => *number,
+                Some(TargetPort::Name(name)) => named_port(pod, name)?,
+            };
+            Some((port.port.0, target))
+        })
+        .collect()
+}
+
+fn named_port(pod: &Pod, name: &str) -> Option<u16> {
+    let ports = pod
+        .spec
+        .containers
+        .iter()
+        .flat_map(|container| &container.ports);
+    ports
+        .filter(|port| is_tcp(port.protocol.as_ref()))
+        .find(|port| port.name.as_ref().is_some_and(|n| n.0 == name))
+        .map(|port| port.container_port.0)
+}
+
+/// A named target port that no selected pod has leads nowhere.
+fn unresolved_ports(found: &mut Found, mesh: &Mesh) {
+    for Placed { object, place } in &found.services {
+        let key = key_of(object);
+        let members: Vec<_> = mesh
+            .workloads()
+            .filter_map(|w| w.services.get(&key))
+            .collect();
+        for (index, port) in object.spec.ports.iter().enumerate() {
+            let Some(TargetPort::Name(name)) = &port.target_port else {
+                continue;
+            };
+            let resolved = members.iter().any(|ports| ports.contains_key(&port.port.0));
+            if !members.is_empty() && !resolved {
+                let path = [
+                    "spec".into(),
+                    "ports".into(),
+                    index.into(),
+                    "targetPort".into(),
+                ];
+                let what = format!("no pod of the service has a container port named {name:?}");
+                found.warnings.push(place.mistake(&path, what));
+            }
+        }
+    }
+}
+
+/// Different services that run as one identity can't be told apart by policy.
+fn shared(found: &mut Found, mesh: &Mesh) {
+    for (identity, groups) in shared_identities(mesh) {
+        let names: Vec<_> = groups.iter().flatten().map(ToString::to_string).collect();
+        let first = found
+            .services
+            .iter()
+            .find(|s| key_of(&s.object).as_ref() == names[0]);
+        let Some(Placed { place, .. }) = first else {
+            continue;
+        };
+        let what = format!(
+            "services {} run as one identity, {identity}: give each its own service account",
+            names.join(", ")
+        );
+        let warning = place.mistake(&["metadata".into(), "name".into()], what);
+        found.warnings.push(warning);
+    }
+}

@@ -1,0 +1,163 @@
+//! From a file's text to objects, each with the place it came from.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use super::Mistake;
+use super::locate::{self, Step};
+use super::schema::{Head, Label, Name, Named, Pod, Service};
+
+/// Where an object was read.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    file: Arc<Path>,
+    /// Lines of the file before the document.
+    offset: usize,
+    text: Arc<str>,
+}
+
+impl Place {
+    /// A mistake at the field with this path.
+    pub(super) fn mistake(&self, path: &[Step], what: impl Into<String>) -> Mistake {
+        Mistake {
+            file: self.file.clone(),
+            line: self.line(path),
+            field: locate::printed(path),
+            what: what.into(),
+        }
+    }
+
+    /// `file:line` of the document's name.
+    pub(super) fn shown(&self) -> String {
+        let line = self.line(&["metadata".into(), "name".into()]);
+        format!("{}:{line}", self.file.display())
+    }
+
+    fn line(&self, path: &[Step]) -> usize {
+        self.offset + locate::line(&self.text, path)
+    }
+}
+
+/// An object and its place.
+#[derive(Clone, Debug)]
+pub(super) struct Placed<T> {
+    pub(super) object: T,
+    pub(super) place: Place,
+}
+
+/// Everything that was read.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) namespaces: Vec<Placed<Named<Label>>>,
+    pub(super) accounts: Vec<Placed<Named<Name>>>,
+    pub(super) pods: Vec<Placed<Pod>>,
+    pub(super) services: Vec<Placed<Service>>,
+    pub(super) mistakes: Vec<Mistake>,
+    pub(super) warnings: Vec<Mistake>,
+}
+
+/// Reads all documents of a file.
+pub(super) fn read(path: &Path, text: &str, found: &mut Found) {
+    let file: Arc<Path> = path.into();
+    for (offset, text) in split(text) {
+        let place = Place {
+            file: file.clone(),
+            offset,
+            text: text.into(),
+        };
+        read_document(&place, found);
+    }
+}
+
+fn read_document(place: &Place, found: &mut Found) {
+    let head: Head = match parse(place) {
+        Ok(head) => head,
+        Err(mistake) => return found.mistakes.push(mistake),
+    };
+    let put = match head.kind.as_str() {
+        "Namespace" => parse(place).map(|object| put(&mut found.namespaces, object, place)),
+        "ServiceAccount" => parse(place).map(|object| put(&mut found.accounts, object, place)),
+        "Pod" => parse(place).map(|object| put(&mut found.pods, object, place)),
+        "Service" => parse(place).map(|object| put(&mut found.services, object, place)),
+        other => {
+            let what = format!(
+                "{other:?} is skipped: Namespace, ServiceAccount, Pod and Service are read here"
+            );
+            let warning = place.mistake(&["kind".into()], what);
+            return found.warnings.push(warning);
+        }
+    };
+    if let Err(mistake) = put {
+        found.mistakes.push(mistake);
+    }
+}
+
+fn put<T>(objects: &mut Vec<Placed<T>>, object: T, place: &Place) {
+    let place = place.clone();
+    objects.push(Placed { object, place });
+}
+
+fn parse<T: DeserializeOwned>(place: &Place) -> Result<T, Mistake> {
+    let deserializer = serde_yaml_ng::Deserializer::from_str(&place.text);
+    serde_path_to_error::deserialize(deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        let mut what = inner.to_string();
+        let mut line = 1;
+        if let Some(location) = inner.location() {
+            line = location.line();
+            // The parser counts from the document's start; the file's line is given instead.
+            let (line, column) = (location.line(), location.column());
+            what = what.replace(&format!(" at line {line} column {column}"), "");
+        }
+        let field = if path == "." { String::new() } else { path };
+        if let Some(rest) = what.strip_prefix(&format!("{field}: ")) {
+            what = rest.to_owned();
+        }
+        Mistake {
+            file: place.file.clone(),
+            line: place.offset + line,
+            field,
+            what,
+        }
+    })
+}
+
+/// The documents of a stream, each with the number of lines before it. A line that begins
+/// with `---` is a document's start wherever it stands (YAML 1.2, §9.1.2).
+fn split(text: &str) -> Vec<(usize, String)> {
+    let mut documents = vec![(0, String::new())];
+    for (number, line) in text.lines().enumerate() {
+        let marker = line == "---" || line.starts_with("--- ") || line.starts_with("---\t");
+        if marker {
+            documents.push((number, String::new()));
+        }
+        if let Some((_, document)) = documents.last_mut() {
+            document.push_str(line);
+            document.push('\n');
+        }
+    }
+    documents.retain(|(_, document)| {
+        document.lines().any(|line| {
+            let line = line.strip_prefix("---").unwrap_or(line).trim();
+            !line.is_empty() && !line.starts_with('#')
+        })
+    });
+    documents
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_keep_their_lines() {
+        let text = "# head\n---\na: 1\n---\n\n--- # more\nb: |\n  x\n  ---\n--- {c: 1}\n";
+        let split = split(text);
+        let starts: Vec<_> = split.iter().map(|(offset, _)| *offset).collect();
+        assert_eq!(starts, [1, 5, 9]);
+        assert!(split[1].1.contains("  ---\n"));
+    }
+}

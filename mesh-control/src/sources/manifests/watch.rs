@@ -1,0 +1,120 @@
+//! Follows the folder: what changed is read once it has come to rest, and taken as a whole
+//! or not at all.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::identity::TrustDomain;
+use tokio::sync::watch;
+
+use super::{Loaded, ManifestFault, files, load};
+use crate::registry::Directory;
+
+/// How often the folder is looked at. A change is taken when it looks the same twice, so
+/// that a file that is still being written is left alone.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What tells two states of the folder apart without reading the files: path, device and
+/// inode, length, times of change in nanoseconds.
+type Fingerprint = Vec<(PathBuf, [i128; 5])>;
+
+/// Keeps a [`Directory`] in step with a folder.
+pub struct Watcher {
+    folder: PathBuf,
+    trust_domain: TrustDomain,
+    taken: Option<Fingerprint>,
+    sender: watch::Sender<Arc<Directory>>,
+}
+
+impl Watcher {
+    /// Loads the folder for the first time.
+    ///
+    /// # Errors
+    /// A folder with mistakes: nothing is served then.
+    pub fn start(
+        folder: &Path,
+        trust_domain: &TrustDomain,
+    ) -> Result<(Self, watch::Receiver<Arc<Directory>>), ManifestFault> {
+        let taken = fingerprint(folder);
+        let loaded = load(folder, trust_domain)?;
+        report(&loaded);
+        let (sender, receiver) = watch::channel(Arc::new(Directory::new(loaded.mesh)));
+        let watcher = Self {
+            folder: folder.to_owned(),
+            trust_domain: trust_domain.clone(),
+            taken,
+            sender,
+        };
+        Ok((watcher, receiver))
+    }
+
+    /// Follows the folder until nobody listens any more.
+    pub async fn run(mut self) {
+        let mut seen = self.taken.clone();
+        while !self.sender.is_closed() {
+            tokio::time::sleep(POLL_INTERVAL).await;
+            // Tens of files of some KiB: reading them stalls the runtime for less than a
+            // signature does, and the folder is local.
+            let now = fingerprint(&self.folder);
+            if now == seen && now != self.taken {
+                self.reload();
+                self.taken = now.clone();
+            }
+            seen = now;
+        }
+    }
+
+    fn reload(&self) {
+        let loaded = match load(&self.folder, &self.trust_domain) {
+            Ok(loaded) => loaded,
+            Err(ManifestFault::Mistakes(mistakes)) => {
+                for mistake in &mistakes {
+                    tracing::error!(%mistake, "manifests not taken");
+                }
+                let count = mistakes.len();
+                tracing::error!(count, "manifests have mistakes; the last good state stays");
+                return;
+            }
+            Err(error) => {
+                tracing::error!(%error, "manifests not taken; the last good state stays");
+                return;
+            }
+        };
+        report(&loaded);
+        self.sender
+            .send_replace(Arc::new(Directory::new(loaded.mesh)));
+    }
+}
+
+fn report(loaded: &Loaded) {
+    for warning in &loaded.warnings {
+        tracing::warn!(%warning, "manifests");
+    }
+    let workloads = loaded.mesh.workloads().count();
+    let enrolled = loaded.mesh.workloads().filter(|w| w.hbone).count();
+    let services = loaded.mesh.services().count();
+    tracing::info!(workloads, enrolled, services, "manifests taken");
+}
+
+/// None while the folder can't be listed: a state of its own, that is tried again.
+fn fingerprint(folder: &Path) -> Option<Fingerprint> {
+    let paths = files(folder).ok()?;
+    paths
+        .into_iter()
+        .map(|path| {
+            let m = fs::metadata(&path).ok()?;
+            let nanoseconds = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
+            let marks = [
+                m.dev().into(),
+                m.ino().into(),
+                m.len().into(),
+                nanoseconds(m.mtime(), m.mtime_nsec()),
+                nanoseconds(m.ctime(), m.ctime_nsec()),
+            ];
+            Some((path, marks))
+        })
+        .collect()
+}

@@ -1,0 +1,3 @@
+//! Where the mesh's objects come from.
+
+pub mod manifests;

@@ -1,0 +1,152 @@
+//! Delta aggregated discovery: what to send is decided in [`session`], this is the stream.
+
+pub mod session;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::ads::aggregated_discovery_service_server::AggregatedDiscoveryService;
+use mesh_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::audit::{Audit, Event};
+use crate::registry::Directory;
+use crate::server::caller::{Gate, NodeCaller};
+use session::{Session, SessionFault};
+
+/// Responses that wait for a node that does not read. What changes meanwhile is not queued:
+/// the next response is made from the state of the mesh at that time.
+const QUEUE_LEN: usize = 2;
+
+/// The discovery service.
+pub struct Discovery {
+    /// Who may call.
+    pub gate: Arc<Gate>,
+    /// What is served.
+    pub directory: watch::Receiver<Arc<Directory>>,
+    /// Where refusals go.
+    pub audit: Arc<Audit>,
+    /// Turns true when the server is to end.
+    pub stopping: watch::Receiver<bool>,
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Discovery {
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let caller = self.gate.node(&request)?;
+        let (responses, receiver) = mpsc::channel(QUEUE_LEN);
+        let stream = Stream {
+            caller,
+            session: Session::default(),
+            directory: self.directory.clone(),
+            audit: self.audit.clone(),
+            responses,
+        };
+        let stopping = self.stopping.clone();
+        tokio::spawn(async move { stream.run(request.into_inner(), stopping).await });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+struct Stream {
+    caller: NodeCaller,
+    session: Session,
+    directory: watch::Receiver<Arc<Directory>>,
+    audit: Arc<Audit>,
+    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+}
+
+impl Stream {
+    async fn run(
+        mut self,
+        mut requests: Streaming<DeltaDiscoveryRequest>,
+        mut stopping: watch::Receiver<bool>,
+    ) {
+        let node = self.caller.identity.node().to_owned();
+        tracing::info!(node, "discovery stream opened");
+        let responses = self.responses.clone();
+        let left_s = self.caller.not_after_s - crate::now_s();
+        let expiry = Duration::from_secs(u64::try_from(left_s).unwrap_or(0));
+        let end = tokio::select! {
+            end = self.serve(&mut requests) => end,
+            _ = stopping.wait_for(|stop| *stop) => {
+                Some(Status::unavailable("the control component is stopping; connect again"))
+            }
+            () = tokio::time::sleep(expiry) => Some(Status::unauthenticated(
+                "the certificate this stream was opened with has expired; connect again with the renewed one",
+            )),
+            () = responses.closed() => None,
+        };
+        if let Some(status) = &end {
+            // A node that does not read gets no last word: its stream just ends.
+            let _ = responses.try_send(Err(status.clone()));
+        }
+        tracing::info!(
+            node,
+            why = end.map_or_else(
+                || "closed by the node".to_owned(),
+                |s| s.message().to_owned()
+            ),
+            "discovery stream ended"
+        );
+    }
+
+    async fn serve(&mut self, requests: &mut Streaming<DeltaDiscoveryRequest>) -> Option<Status> {
+        loop {
+            let responses = tokio::select! {
+                request = requests.message() => match request {
+                    Ok(Some(request)) => match self.take(&request) {
+                        Ok(responses) => responses,
+                        Err(status) => return Some(status),
+                    },
+                    Ok(None) => return None,
+                    Err(status) => {
+                        let node = self.caller.identity.node();
+                        tracing::debug!(node, %status, "discovery stream broke");
+                        return None;
+                    }
+                },
+                changed = self.directory.changed() => match changed {
+                    Ok(()) => {
+                        let directory = self.directory.borrow_and_update().clone();
+                        self.session.changed(&directory)
+                    }
+                    Err(_) => return Some(Status::unavailable("the source of discovery ended")),
+                },
+            };
+            for response in responses {
+                if self.responses.send(Ok(response)).await.is_err() {
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn take(
+        &mut self,
+        request: &DeltaDiscoveryRequest,
+    ) -> Result<Vec<DeltaDiscoveryResponse>, Status> {
+        if let Some(error) = &request.error_detail {
+            self.audit.record(
+                Event::DiscoveryRefused,
+                self.caller.identity.node(),
+                format_args!("response {}", request.response_nonce),
+                &error.message,
+            );
+        }
+        let directory = self.directory.borrow().clone();
+        self.session
+            .request(request, &directory)
+            .map_err(|fault| match fault {
+                SessionFault::TypeUrl(_) => Status::invalid_argument(fault.to_string()),
+                SessionFault::TooManyNames => Status::resource_exhausted(fault.to_string()),
+            })
+    }
+}
