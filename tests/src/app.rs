@@ -4,6 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::fchown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -137,8 +138,8 @@ impl<'a> PodCommand<'a> {
             .envs(self.environment.drain(..))
             .current_dir(&self.pod.folder)
             .stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from))
-            .stdout(File::create(&stdout)?)
-            .stderr(File::create(&stderr)?)
+            .stdout(owned(&stdout, self.uid)?)
+            .stderr(owned(&stderr, self.uid)?)
             .process_group(0);
         become_app(&mut command, &procs, self.pod, self.uid);
         let child = command.spawn().with_context(|| {
@@ -171,6 +172,13 @@ impl<'a> PodCommand<'a> {
             stderr: app.stderr(),
         })
     }
+}
+
+/// A file that the app may open again by name, as `/dev/stdout`.
+fn owned(path: &Path, uid: u32) -> Result<File> {
+    let file = File::create(path).with_context(|| format!("making {}", path.display()))?;
+    fchown(&file, Some(uid), Some(uid))?;
+    Ok(file)
 }
 
 fn become_app(command: &mut Command, procs: &File, pod: &Pod, uid: u32) {

@@ -28,6 +28,7 @@ pub mod plan;
 pub mod pod;
 pub mod programs;
 pub mod removal;
+pub mod servers;
 pub mod wait;
 pub mod wire;
 

@@ -1,6 +1,7 @@
 //! Development commands: `cargo xtask <command>`, one file per command.
 
 mod build;
+mod demo;
 mod ebpf;
 mod exec;
 mod setup;
@@ -32,6 +33,8 @@ enum Command {
     /// Ends with the list of what was skipped, and why. A missing privilege is a failure,
     /// not a reason to skip.
     Test(test::TestArgs),
+    /// Show the mesh at work on two nodes made of network namespaces (root)
+    Demo(demo::DemoArgs),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Ebpf => ebpf::build(workspace).map(|object| println!("{}", object.display())),
         Command::Build => build::run(workspace),
         Command::Test(args) => test::run(workspace, &args),
+        Command::Demo(args) => demo::run(workspace, &args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

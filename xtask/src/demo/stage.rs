@@ -1,0 +1,150 @@
+//! The demo's topology and what is kept from step to step.
+
+use anyhow::{Context, Result, ensure};
+use mesh_lab::wire::Capture;
+use mesh_lab::{App, Lab, Plan, PodSpec, ServiceSpec, servers};
+
+use super::narrator::Narrator;
+
+pub(crate) const FRONTEND: &str = "shop/frontend";
+pub(crate) const WEB: &str = "shop/web";
+pub(crate) const CACHE: &str = "data/cache";
+pub(crate) const BATCH: &str = "legacy/batch";
+pub(crate) const REPORTS: &str = "legacy/reports";
+
+/// Everything that runs.
+pub(crate) struct Stage {
+    pub(crate) apps: Vec<App>,
+    /// Of node-a's port on the fabric, from before the mesh started.
+    pub(crate) capture: Option<Capture>,
+    /// Random strings that apps have sent to other nodes.
+    pub(crate) nonces: Vec<String>,
+    pub(crate) lab: Lab,
+}
+
+fn plan() -> Plan {
+    Plan::nodes(2)
+        .enrolled("shop")
+        .enrolled("data")
+        .namespace("legacy")
+        .pod(PodSpec::new("shop", "frontend"))
+        .pod(PodSpec::new("legacy", "batch"))
+        .pod(PodSpec::new("shop", "web").node(1).port("http", 8080))
+        .pod(PodSpec::new("data", "cache").node(1).port("redis", 6379))
+        .pod(PodSpec::new("legacy", "reports").node(1).port("http", 80))
+        .service(ServiceSpec::new("shop", "web").port(80, "http"))
+}
+
+impl Stage {
+    /// Nodes, pods and their apps, without a mesh.
+    pub(crate) fn set(tell: &Narrator) -> Result<Self> {
+        let lab = Lab::build(plan())?;
+        for node in [lab.node(0), lab.node(1)] {
+            tell.say(&format!("{}  {}  {}", node.name(), node.v4(), node.v6()));
+            for pod in lab.pods() {
+                if lab.node(pod.node()).name() != node.name() {
+                    continue;
+                }
+                let label = if pod.namespace() == "legacy" {
+                    "not enrolled"
+                } else {
+                    "enrolled"
+                };
+                let key = pod.key();
+                tell.say(&format!("  {key:<15} {:<12} {label}", pod.v4()));
+            }
+        }
+        let web = servers::nginx(lab.pod(WEB), &[8080], "hello from web\\n")?;
+        let cache = servers::redis(lab.pod(CACHE))?;
+        let reports = servers::nginx(lab.pod(REPORTS), &[80], "hello from reports\\n")?;
+        tell.say("nginx in shop/web and legacy/reports, redis in data/cache: from the");
+        tell.say("distribution's packages, each as an unprivileged uid in its pod's namespace");
+        let capture = lab.capture(lab.node(0))?;
+        Ok(Self {
+            apps: vec![web, cache, reports],
+            capture: Some(capture),
+            nonces: Vec::new(),
+            lab,
+        })
+    }
+
+    /// A new random string that an app is about to send.
+    pub(crate) fn nonce(&mut self) -> Result<String> {
+        let random = std::fs::read("/proc/sys/kernel/random/uuid")?;
+        let nonce = String::from_utf8(random)?.trim().to_owned();
+        self.nonces.push(nonce.clone());
+        Ok(nonce)
+    }
+
+    /// Commands for a person to try.
+    pub(crate) fn things_to_try(&self, tell: &Narrator) {
+        let lab = &self.lab;
+        let inside = |pod: &str| format!("ip netns exec {}", lab.pod(pod).netns.name());
+        let service = lab.service(WEB)[0];
+        let fabric = format!("ip netns exec {}-fabric", lab.prefix());
+        let agent = lab.agent(0).admin(&["status"]);
+        let status: Vec<_> = std::iter::once(agent.get_program())
+            .chain(agent.get_args())
+            .map(|word| word.to_string_lossy())
+            .collect();
+        println!("\nIt is left running. In another terminal, as root:");
+        tell.say(&format!("{} curl http://{service}/", inside(FRONTEND)));
+        tell.say(&format!(
+            "{} redis-cli -h {} INFO server",
+            inside(FRONTEND),
+            lab.pod(CACHE).v4()
+        ));
+        tell.say(&format!(
+            "{} curl http://{}:8080/   # refused",
+            inside(BATCH),
+            lab.pod(WEB).v4()
+        ));
+        tell.say(&format!("{fabric} tcpdump -ni f-node-a -A tcp port 15008"));
+        tell.say(&status.join(" "));
+        tell.say(&format!("tail -f {}", lab.agent(1).daemon.log().display()));
+        println!("\nCtrl-C ends it and removes all of it.");
+    }
+
+    /// Ends the mesh and the lab, and checks that nothing of them is left.
+    pub(crate) fn clear(mut self, tell: &Narrator) -> Result<()> {
+        self.apps.clear();
+        self.capture = None;
+        self.lab.finish()?;
+        tell.holds("no process, namespace, link, cgroup, eBPF program, map or file of it is left");
+        Ok(())
+    }
+}
+
+/// Control and agents start, pods are added.
+pub(crate) fn start_mesh(stage: &mut Stage, tell: &Narrator) -> Result<()> {
+    stage.lab.start_mesh()?;
+    let lab = &stage.lab;
+    let mut uids = Vec::new();
+    for pod in lab.pods() {
+        let status = lab.agent(pod.node()).pod_status(pod)?;
+        let state = status["state"].as_str().context("no state")?.to_owned();
+        if pod.namespace() == "legacy" {
+            ensure!(state == "not-in-mesh", "{}: {status}", pod.key());
+            tell.say(&format!(
+                "{:<15} {state}: nothing of it is touched",
+                pod.key()
+            ));
+            continue;
+        }
+        ensure!(state == "enrolled", "{}: {status}", pod.key());
+        let pid = lab.agent(pod.node()).worker_pid(pod)?;
+        let uid = status["uid"].as_u64().context("no uid")?;
+        uids.push(uid);
+        let identity = pod.identity();
+        tell.say(&format!(
+            "{:<15} {state}, worker {pid}, uid {uid}",
+            pod.key()
+        ));
+        tell.say(&format!("{:<15} {identity}", ""));
+    }
+    uids.sort_unstable();
+    uids.dedup();
+    ensure!(uids.len() == 3, "workers share uids: {uids:?}");
+    tell.holds("one worker process for each enrolled pod, each with a uid and a key of its own");
+    Ok(())
+}
