@@ -1,1 +1,381 @@
 //! The unprivileged half: one pod, one identity, its listeners and tunnels.
+//!
+//! When [`run`] is called the process is in its sandbox already: no path is opened here, no
+//! program started, no environment read. One thread; every connection is a task of its own,
+//! and a panic in it ends that connection only.
+
+mod certificate;
+mod chunk;
+mod context;
+mod discovery;
+mod fault;
+mod inbound;
+mod key;
+mod listeners;
+mod metrics;
+mod outbound;
+mod outbox;
+mod peer_settings;
+mod plaintext;
+mod pool;
+mod refusal;
+mod relay;
+mod relay_local;
+mod socket;
+mod tls;
+mod tunnel;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use mesh_api::WORKER_PROTOCOL_VERSION;
+use mesh_api::worker::{
+    FdKind, Hello, Metrics as MetricsMessage, PrivateKey, Ready, Start, StartFailed, ToSupervisor,
+    ToWorker, to_supervisor, to_worker,
+};
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::timeout;
+
+use crate::channel::WorkerChannel;
+use certificate::Certifier;
+use context::{Context, Phase};
+use key::PodKey;
+use listeners::Listeners;
+use outbox::Outbox;
+use pool::Pool;
+use socket::{CaptureHooks, KernelHooks};
+
+/// How long the last words to the supervisor may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Serves one pod until the supervisor drains or replaces this worker.
+///
+/// `channel` is the worker's end of [`crate::channel`]. It is taken over; everything else the
+/// worker needs comes through it.
+///
+/// # Errors
+/// When the supervisor speaks another version of the protocol, when a listener or the key
+/// can't be made, or when the channel breaks.
+pub fn run(channel: OwnedFd) -> anyhow::Result<()> {
+    run_with(channel, Box::new(KernelHooks))
+}
+
+/// [`run`] with the capture hooks of the caller's choice.
+fn run_with(channel: OwnedFd, hooks: Box<dyn CaptureHooks>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("starting the worker's runtime failed")?;
+    LocalSet::new().block_on(&runtime, serve(channel, hooks))
+}
+
+async fn serve(channel: OwnedFd, hooks: Box<dyn CaptureHooks>) -> anyhow::Result<()> {
+    let channel = WorkerChannel::new(channel).context("taking over the channel failed")?;
+    let channel = Rc::new(channel);
+    let (outbox, queue) = Outbox::new();
+    spawn_local(outbox::deliver(channel.clone(), queue));
+    outbox.send(hello(), Vec::new()).await;
+    let Some((start, fds)) = receive_start(&channel, &outbox).await? else {
+        return Ok(());
+    };
+    match Worker::start(&start, fds, channel.clone(), outbox, hooks).await {
+        Ok(worker) => worker.run().await,
+        Err(error) => {
+            let why = format!("{error:#}");
+            farewell(
+                &channel,
+                to_supervisor::Message::StartFailed(StartFailed { why }),
+            )
+            .await;
+            Err(error)
+        }
+    }
+}
+
+fn hello() -> to_supervisor::Message {
+    to_supervisor::Message::Hello(Hello {
+        protocol_version: WORKER_PROTOCOL_VERSION,
+        pid: std::process::id(),
+    })
+}
+
+/// Waits for `Start`; `None` when the supervisor went away or changed its mind.
+async fn receive_start(
+    channel: &WorkerChannel,
+    outbox: &Outbox,
+) -> anyhow::Result<Option<(Start, Vec<OwnedFd>)>> {
+    loop {
+        match receive(channel).await? {
+            Some((to_worker::Message::Start(start), fds)) => return Ok(Some((start, fds))),
+            Some((to_worker::Message::Resync(_), _)) => outbox.send(hello(), Vec::new()).await,
+            Some((to_worker::Message::Drain(_) | to_worker::Message::Replace(_), _)) | None => {
+                return Ok(None);
+            }
+            Some(_) => tracing::warn!("a message before Start was ignored"),
+        }
+    }
+}
+
+/// The next message that is one.
+async fn receive(
+    channel: &WorkerChannel,
+) -> anyhow::Result<Option<(to_worker::Message, Vec<OwnedFd>)>> {
+    loop {
+        match channel.recv().await {
+            Ok(Some((
+                ToWorker {
+                    message: Some(message),
+                },
+                fds,
+            ))) => {
+                return Ok(Some((message, fds)));
+            }
+            Ok(Some(_)) => tracing::warn!("an empty or unknown message was ignored"),
+            Ok(None) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                tracing::warn!(%error, "a packet that is no message was ignored");
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Err(error) => return Err(error).context("receiving from the supervisor failed"),
+        }
+    }
+}
+
+async fn farewell(channel: &WorkerChannel, message: to_supervisor::Message) {
+    let message = ToSupervisor {
+        message: Some(message),
+    };
+    // Nobody may be listening; the worker ends either way.
+    let _unheard = timeout(FAREWELL, channel.send(&message, &[])).await;
+}
+
+/// One running worker.
+struct Worker {
+    channel: Rc<WorkerChannel>,
+    context: Rc<Context>,
+    pool: Rc<Pool>,
+    listeners: Rc<Listeners>,
+    certifier: Certifier,
+    accepting: bool,
+}
+
+impl Worker {
+    async fn start(
+        start: &Start,
+        fds: Vec<OwnedFd>,
+        channel: Rc<WorkerChannel>,
+        outbox: Outbox,
+        hooks: Box<dyn CaptureHooks>,
+    ) -> anyhow::Result<Self> {
+        let context = Context::new(start, outbox, hooks)?;
+        if start.fds.len() != fds.len() {
+            bail!(
+                "the start message names {} descriptors and brings {}",
+                start.fds.len(),
+                fds.len()
+            );
+        }
+        let mut handed_over: BTreeMap<i32, OwnedFd> = start.fds.iter().copied().zip(fds).collect();
+        let key = handed_over.remove(&(FdKind::PrivateKey as i32));
+        let listeners = Rc::new(Listeners::new(handed_over)?);
+        let (message, fds) = listeners
+            .hand_over(&listeners.kinds())
+            .context("duplicating the listeners failed")?;
+        context.outbox.send(message, fds).await;
+        let taken = key.and_then(|fd| {
+            PodKey::take(fd)
+                .inspect_err(|error| tracing::warn!(%error, "making a new key"))
+                .ok()
+        });
+        let taken_over = taken.is_some();
+        let key = taken.map_or_else(PodKey::generate, Ok)?;
+        if !taken_over {
+            send_key(&context, &key).await?;
+        }
+        Ok(Self {
+            channel,
+            pool: Pool::new(context.clone()),
+            listeners,
+            certifier: Certifier::new(context.clone(), key, taken_over),
+            context,
+            accepting: false,
+        })
+    }
+
+    async fn run(mut self) -> anyhow::Result<()> {
+        let channel = self.channel.clone();
+        loop {
+            let message = tokio::select! {
+                message = receive(&channel) => message?,
+                () = self.certifier.due() => {
+                    self.certifier.request();
+                    continue;
+                }
+            };
+            use to_worker::Message as M;
+            match message {
+                None => return Ok(()),
+                Some((M::Drain(drain), _)) => return self.drain(drain.deadline_ms).await,
+                Some((M::Replace(replace), _)) => return self.drain(replace.deadline_ms).await,
+                Some((message, _)) => self.handle(message)?,
+            }
+        }
+    }
+
+    fn handle(&mut self, message: to_worker::Message) -> anyhow::Result<()> {
+        use to_worker::Message as M;
+        match message {
+            M::Certificate(certificate) => {
+                if self.certifier.certificate(certificate.chain) {
+                    self.credentials_changed();
+                }
+            }
+            M::TrustBundle(bundle) => {
+                if self.certifier.trust_bundle(bundle.roots) {
+                    self.credentials_changed();
+                }
+            }
+            M::CertificateRefused(refused) => self.certifier.refused(&refused.why),
+            M::Destination(destination) => self.context.discovery.push(&destination),
+            M::Source(source) => self.context.discovery.source_info(&source),
+            M::MetricsRequest(request) => {
+                let metrics = MetricsMessage {
+                    id: request.id,
+                    counters: self.context.metrics.snapshot(),
+                };
+                if !self
+                    .context
+                    .outbox
+                    .try_send(to_supervisor::Message::Metrics(metrics))
+                {
+                    tracing::warn!("the queue to the supervisor is full; metrics were not sent");
+                }
+            }
+            M::Resync(_) => self.resync()?,
+            M::Start(_) => tracing::warn!("a second Start was ignored"),
+            M::Drain(_) | M::Replace(_) => {}
+        }
+        Ok(())
+    }
+
+    fn credentials_changed(&mut self) {
+        self.pool.retire_all();
+        let context = self.context.clone();
+        spawn_local(async move { send_ready(&context).await });
+        if !self.accepting {
+            self.accepting = true;
+            self.accept();
+        }
+    }
+
+    fn accept(&self) {
+        for kind in self.listeners.kinds() {
+            let listeners = self.listeners.clone();
+            let context = self.context.clone();
+            let pool = self.pool.clone();
+            match kind {
+                FdKind::OutboundV4 | FdKind::OutboundV6 => {
+                    let serve = {
+                        let context = context.clone();
+                        move |stream, peer| {
+                            outbound::serve(context.clone(), pool.clone(), stream, peer)
+                        }
+                    };
+                    spawn_local(listeners.accept(context, kind, serve));
+                }
+                FdKind::PlaintextV4 | FdKind::PlaintextV6 => {
+                    let serve = {
+                        let context = context.clone();
+                        move |stream, peer| {
+                            plaintext::refuse(&context, stream, peer);
+                            std::future::ready(())
+                        }
+                    };
+                    spawn_local(listeners.accept(context, kind, serve));
+                }
+                _ => {
+                    let serve = {
+                        let context = context.clone();
+                        move |stream, peer| inbound::serve(context.clone(), stream, peer)
+                    };
+                    spawn_local(listeners.accept(context, kind, serve));
+                }
+            }
+        }
+    }
+
+    /// A new supervisor knows nothing: everything again, in the order of a start.
+    fn resync(&self) -> anyhow::Result<()> {
+        let (listeners, fds) = self
+            .listeners
+            .hand_over(&self.listeners.kinds())
+            .context("duplicating the listeners failed")?;
+        let key = self.certifier.key().fd().try_clone_to_owned();
+        let key = key.context("duplicating the key's descriptor failed")?;
+        let context = self.context.clone();
+        // Not awaited here: while it waits for room in the queue, messages must be received.
+        spawn_local(async move {
+            let outbox = &context.outbox;
+            outbox.send(hello(), Vec::new()).await;
+            outbox.send(listeners, fds).await;
+            outbox
+                .send(to_supervisor::Message::PrivateKey(PrivateKey {}), vec![key])
+                .await;
+            send_ready(&context).await;
+            context.discovery.ask_again().await;
+        });
+        Ok(())
+    }
+
+    /// Takes nothing new, finishes what there is, at the latest at the deadline.
+    async fn drain(self, deadline_ms: u32) -> anyhow::Result<()> {
+        let deadline = Duration::from_millis(deadline_ms.into());
+        self.context.phase.send_replace(Phase::Draining);
+        self.listeners.close();
+        self.pool.retire_all();
+        if timeout(deadline, self.context.metrics.idle())
+            .await
+            .is_err()
+        {
+            let open = self.context.open_flows();
+            tracing::warn!(open, "connections were cut at the deadline of the drain");
+        }
+        farewell(
+            &self.channel,
+            to_supervisor::Message::Drained(mesh_api::worker::Drained {}),
+        )
+        .await;
+        Ok(())
+    }
+}
+
+async fn send_key(context: &Context, key: &PodKey) -> anyhow::Result<()> {
+    let fd = key.fd().try_clone_to_owned();
+    let fd = fd.context("duplicating the key's descriptor failed")?;
+    context
+        .outbox
+        .send(to_supervisor::Message::PrivateKey(PrivateKey {}), vec![fd])
+        .await;
+    Ok(())
+}
+
+async fn send_ready(context: &Context) {
+    if let Some(credentials) = context.credentials() {
+        let (_, certificate_not_after_s) = credentials.validity_s();
+        let ready = Ready {
+            certificate_not_after_s,
+        };
+        context
+            .outbox
+            .send(to_supervisor::Message::Ready(ready), Vec::new())
+            .await;
+    }
+}

@@ -1,0 +1,237 @@
+//! What every task of one worker shares.
+
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use mesh_api::worker::{Limits as LimitsMessage, Start};
+use mesh_common::RESERVED_PORTS;
+use mesh_core::identity::{Identity, IdentityError, TrustDomain};
+use mesh_core::reason::Reason;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::discovery::{self, Discovery};
+use super::fault::Fault;
+use super::metrics::{Count, Metrics};
+use super::outbox::Outbox;
+use super::refusal::Refusals;
+use super::socket::{self, CaptureHooks};
+use super::tls::{Credentials, now_s};
+
+/// Why a `Start` can't be followed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error(
+        "the supervisor speaks version {supervisor} of the worker protocol, this worker version {worker}; \
+         both must come from the same release of mesh-agent"
+    )]
+    Version { supervisor: u32, worker: u32 },
+    #[error("the start message names no pod")]
+    NoPod,
+    #[error("the pod has no valid address")]
+    NoAddress,
+    #[error("the pod has no identity: {0}")]
+    Identity(#[from] IdentityError),
+}
+
+/// Limits of one worker, defaults filled in.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    pub(crate) connections: u64,
+    pub(crate) handshakes: usize,
+    pub(crate) streams_per_tunnel: u32,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
+}
+
+impl Limits {
+    fn new(message: &LimitsMessage) -> Self {
+        let or = |value: u32, default: u32| if value == 0 { default } else { value };
+        let ms = |value, default| Duration::from_millis(or(value, default).into());
+        Self {
+            connections: or(message.connections, 20_000).into(),
+            handshakes: or(message.handshakes, 256) as usize,
+            // More would not fit a connection window of 2^31-1 bytes.
+            streams_per_tunnel: or(message.streams_per_tunnel, 128).min(2047),
+            handshake_timeout: ms(message.handshake_timeout_ms, 10_000),
+            connect_timeout: ms(message.connect_timeout_ms, 5_000),
+        }
+    }
+}
+
+/// The pod this worker is for.
+#[derive(Clone, Debug)]
+pub(crate) struct Pod {
+    pub(crate) identity: Identity,
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Value of the `baggage` header, as ambient meshes send it.
+    pub(crate) baggage: http::HeaderValue,
+}
+
+impl Pod {
+    fn new(start: &Start) -> Result<Self, StartError> {
+        let pod = start.pod.as_ref().ok_or(StartError::NoPod)?;
+        let trust_domain: TrustDomain = pod.trust_domain.parse()?;
+        let identity = Identity::new(trust_domain, &pod.namespace, &pod.service_account)?;
+        let addresses: Option<Vec<_>> = pod
+            .addresses
+            .iter()
+            .map(|bytes| discovery::address_of(bytes))
+            .collect();
+        let addresses = addresses
+            .filter(|all| !all.is_empty())
+            .ok_or(StartError::NoAddress)?;
+        let baggage: Vec<_> = [
+            ("k8s.cluster.name", &pod.cluster_id),
+            ("k8s.namespace.name", &pod.namespace),
+            ("k8s.pod.name", &pod.name),
+        ]
+        .iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+        let baggage = http::HeaderValue::try_from(baggage.join(","))
+            .unwrap_or_else(|_| http::HeaderValue::from_static(""));
+        Ok(Self {
+            identity,
+            addresses,
+            baggage,
+        })
+    }
+
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address.to_canonical())
+    }
+
+    /// The pod's address of the same family.
+    pub(crate) fn address_like(&self, other: IpAddr) -> Option<IpAddr> {
+        let same = |a: &&IpAddr| a.is_ipv4() == other.is_ipv4();
+        self.addresses.iter().find(same).copied()
+    }
+}
+
+/// What a worker is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Taking connections.
+    Serving,
+    /// Finishing what it has.
+    Draining,
+}
+
+/// What every task of one worker shares. One thread: no lock anywhere.
+pub(crate) struct Context {
+    pub(crate) pod: Pod,
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Rc<Metrics>,
+    pub(crate) refusals: Refusals,
+    pub(crate) outbox: Outbox,
+    pub(crate) discovery: Discovery,
+    pub(crate) hooks: Box<dyn CaptureHooks>,
+    pub(crate) phase: watch::Sender<Phase>,
+    /// Counts certificates: tunnels of others are cycled when it changes.
+    pub(crate) epoch: watch::Sender<u64>,
+    pub(crate) handshakes: Rc<Cell<usize>>,
+    credentials: RefCell<Option<Rc<Credentials>>>,
+}
+
+impl Context {
+    pub(crate) fn new(
+        start: &Start,
+        outbox: Outbox,
+        hooks: Box<dyn CaptureHooks>,
+    ) -> Result<Rc<Self>, StartError> {
+        let worker = mesh_api::WORKER_PROTOCOL_VERSION;
+        if start.protocol_version != worker {
+            let supervisor = start.protocol_version;
+            return Err(StartError::Version { supervisor, worker });
+        }
+        let metrics = Rc::new(Metrics::new());
+        Ok(Rc::new(Self {
+            pod: Pod::new(start)?,
+            limits: Limits::new(&start.limits.unwrap_or_default()),
+            refusals: Refusals::new(metrics.clone(), outbox.clone()),
+            discovery: Discovery::new(outbox.clone(), metrics.clone()),
+            metrics,
+            outbox,
+            hooks,
+            phase: watch::Sender::new(Phase::Serving),
+            epoch: watch::Sender::new(0),
+            handshakes: Rc::default(),
+            credentials: RefCell::default(),
+        }))
+    }
+
+    /// Credentials for new handshakes.
+    pub(crate) fn set_credentials(&self, credentials: Rc<Credentials>) {
+        *self.credentials.borrow_mut() = Some(credentials);
+        self.epoch.send_modify(|epoch| *epoch += 1);
+    }
+
+    pub(crate) fn credentials(&self) -> Option<Rc<Credentials>> {
+        self.credentials.borrow().clone()
+    }
+
+    /// The credentials, if their certificate is valid now.
+    pub(crate) fn valid_credentials(&self) -> Result<Rc<Credentials>, Fault> {
+        let fault = |detail: String| Fault::new(Reason::NoCertificate, detail);
+        let credentials = self
+            .credentials()
+            .ok_or_else(|| fault("none has been issued yet".to_owned()))?;
+        let (not_before_s, not_after_s) = credentials.validity_s();
+        if !(not_before_s..not_after_s).contains(&now_s()) {
+            return Err(fault(format!(
+                "valid from {not_before_s} to {not_after_s} (seconds since the epoch)"
+            )));
+        }
+        Ok(credentials)
+    }
+
+    /// Flows that are open, both ways.
+    pub(crate) fn open_flows(&self) -> u64 {
+        self.metrics.get(Count::InboundOpen) + self.metrics.get(Count::OutboundOpen)
+    }
+
+    /// Whether one more flow is allowed.
+    pub(crate) fn admit(&self) -> Result<(), Fault> {
+        let open = self.open_flows();
+        if open >= self.limits.connections {
+            let detail = format!("{open} connections are open");
+            return Err(Fault::new(Reason::ConnectionLimit, detail));
+        }
+        Ok(())
+    }
+
+    /// Ends when the worker begins to drain.
+    pub(crate) async fn draining(&self) {
+        let mut phase = self.phase.subscribe();
+        // The sender lives as long as `self`.
+        let _phase = phase.wait_for(|phase| *phase == Phase::Draining).await;
+    }
+
+    /// Dials the pod's own app for `client`, whose address the app will see.
+    pub(crate) async fn dial_app(
+        &self,
+        to: SocketAddr,
+        client: SocketAddr,
+    ) -> Result<TcpStream, Fault> {
+        if RESERVED_PORTS.contains(&to.port()) {
+            let detail = format!("{to} is a port of the mesh");
+            return Err(Fault::new(Reason::AuthorityReservedPort, detail));
+        }
+        let fault = |what: &str, e: std::io::Error| {
+            Fault::new(Reason::AppConnect, format!("{what} {to}: {e}"))
+        };
+        let socket = socket::dialler(socket::loopback_like(to.ip()))
+            .map_err(|e| fault("making a socket for", e))?;
+        self.hooks
+            .label_client(socket.as_fd(), client)
+            .map_err(|e| fault("labelling the socket for", e))?;
+        socket::connect(socket, to, self.limits.connect_timeout)
+            .await
+            .map_err(|e| fault("connecting to", e))
+    }
+}

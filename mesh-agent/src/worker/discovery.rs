@@ -1,0 +1,324 @@
+//! Where destinations lead: asked of the supervisor once, kept, pushed on change.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use mesh_api::worker::{
+    Destination as DestinationMessage, Endpoint as EndpointMessage, ResolveDestination,
+    ResolveSource, SourceInfo, to_supervisor::Message,
+};
+use mesh_core::identity::Identity;
+use mesh_core::reason::Reason;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+use super::fault::Fault;
+use super::metrics::{Count, Metrics};
+use super::outbox::Outbox;
+
+/// How long a flow waits for a look-up, and how long an unanswered question stands before it
+/// is asked again.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Questions without an answer at one time; an app that scans gets no more.
+const MAX_PENDING: usize = 1024;
+/// Destinations remembered; beyond, expired negative answers and then idle ones go.
+const MAX_ENTRIES: usize = 8192;
+/// Bounds on the life of a negative answer.
+const NEGATIVE_TTL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(300));
+/// Peers remembered, and for how long.
+const MAX_SOURCES: usize = 4096;
+const SOURCE_TTL: Duration = Duration::from_secs(60);
+
+/// One place a destination leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    pub(crate) address: SocketAddr,
+    pub(crate) identity: Identity,
+    pub(crate) workload_uid: Rc<str>,
+}
+
+/// What discovery says of a destination.
+#[derive(Debug)]
+pub(crate) struct Destination {
+    known: bool,
+    has_plain_endpoints: bool,
+    endpoints: Vec<Rc<Endpoint>>,
+    next: Cell<usize>,
+}
+
+impl Destination {
+    /// Endpoints that take HBONE, beginning with the one whose turn it is.
+    pub(crate) fn candidates(&self) -> Result<impl Iterator<Item = Rc<Endpoint>> + '_, Reason> {
+        if !self.known {
+            return Err(Reason::DestinationUnknown);
+        }
+        if self.endpoints.is_empty() {
+            return Err(if self.has_plain_endpoints {
+                Reason::DestinationNotEnrolled
+            } else {
+                Reason::NoEndpoint
+            });
+        }
+        let first = self.next.get() % self.endpoints.len();
+        self.next.set(first + 1);
+        let (before, from) = self.endpoints.split_at(first);
+        Ok(from.iter().chain(before).cloned())
+    }
+
+    fn parse(message: &DestinationMessage, metrics: &Metrics) -> Self {
+        let mut endpoints = Vec::new();
+        for endpoint in message.endpoints.iter().filter(|e| e.hbone) {
+            match parse_endpoint(endpoint) {
+                Some(endpoint) => endpoints.push(Rc::new(endpoint)),
+                None => metrics.add(Count::BadEndpoints, 1),
+            }
+        }
+        Self {
+            known: message.known,
+            has_plain_endpoints: message.endpoints.iter().any(|e| !e.hbone),
+            endpoints,
+            next: Cell::new(0),
+        }
+    }
+}
+
+fn parse_endpoint(message: &EndpointMessage) -> Option<Endpoint> {
+    let port = u16::try_from(message.port).ok().filter(|port| *port != 0)?;
+    Some(Endpoint {
+        address: SocketAddr::new(address_of(&message.address)?, port),
+        identity: message.identity.parse().ok()?,
+        workload_uid: message.workload_uid.as_str().into(),
+    })
+}
+
+/// An address of 4 or 16 bytes.
+pub(crate) fn address_of(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = || <[u8; 4]>::try_from(bytes).map(|b| Ipv4Addr::from(b).into());
+    let v6 = || <[u8; 16]>::try_from(bytes).map(|b| Ipv6Addr::from(b).to_canonical());
+    v4().or_else(|_| v6()).ok()
+}
+
+/// The bytes of an address, 4 or 16.
+pub(crate) fn bytes_of(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+struct Answer {
+    destination: Rc<Destination>,
+    expires: Option<Instant>,
+    used: Cell<Instant>,
+}
+
+#[derive(Default)]
+struct Entry {
+    answer: Option<Answer>,
+    asked: Option<Instant>,
+    waiting: Vec<oneshot::Sender<Rc<Destination>>>,
+}
+
+struct Source {
+    known: Option<bool>,
+    at: Instant,
+    uncounted: u64,
+}
+
+/// The worker's share of discovery.
+pub(crate) struct Discovery {
+    outbox: Outbox,
+    metrics: Rc<Metrics>,
+    entries: RefCell<HashMap<SocketAddr, Entry>>,
+    sources: RefCell<HashMap<IpAddr, Source>>,
+}
+
+impl Discovery {
+    pub(crate) fn new(outbox: Outbox, metrics: Rc<Metrics>) -> Self {
+        Self {
+            outbox,
+            metrics,
+            entries: RefCell::default(),
+            sources: RefCell::default(),
+        }
+    }
+
+    /// Where `to` leads. Concurrent calls for one destination ask once.
+    pub(crate) async fn resolve(&self, to: SocketAddr) -> Result<Rc<Destination>, Fault> {
+        let no_answer = |why: &str| Fault::new(Reason::DiscoveryTimeout, format!("{to}: {why}"));
+        let answer = {
+            let now = Instant::now();
+            let mut entries = self.entries.borrow_mut();
+            if let Some(answer) = entries.get(&to).and_then(|entry| entry.fresh(now)) {
+                return Ok(answer);
+            }
+            make_room(&mut entries, now);
+            let pending = entries.values().filter(|e| e.asked.is_some()).count();
+            let entry = entries.entry(to).or_default();
+            entry.waiting.retain(|waiting| !waiting.is_closed());
+            if entry.asked.is_none_or(|at| now >= at + ANSWER_TIMEOUT) {
+                if pending >= MAX_PENDING {
+                    return Err(no_answer("too many look-ups are waiting already"));
+                }
+                if !self.outbox.try_send(question(to)) {
+                    return Err(no_answer("the queue to the supervisor is full"));
+                }
+                entry.asked = Some(now);
+            }
+            let (sender, receiver) = oneshot::channel();
+            entry.waiting.push(sender);
+            receiver
+        };
+        match timeout(ANSWER_TIMEOUT, answer).await {
+            Ok(Ok(destination)) => Ok(destination),
+            Ok(Err(_)) | Err(_) => Err(no_answer("no answer within 5 s")),
+        }
+    }
+
+    /// An answer, or a change of one.
+    pub(crate) fn push(&self, message: &DestinationMessage) {
+        let Some(to) = address_of(&message.address)
+            .zip(u16::try_from(message.port).ok())
+            .map(SocketAddr::from)
+        else {
+            tracing::warn!("a destination without a valid address was pushed");
+            return;
+        };
+        let now = Instant::now();
+        let destination = Rc::new(Destination::parse(message, &self.metrics));
+        let ttl =
+            Duration::from_millis(message.ttl_ms.into()).clamp(NEGATIVE_TTL.0, NEGATIVE_TTL.1);
+        let mut entries = self.entries.borrow_mut();
+        // What was not asked for, or is forgotten, is of no use.
+        let Some(entry) = entries.get_mut(&to) else {
+            return;
+        };
+        entry.asked = None;
+        entry.answer = Some(Answer {
+            expires: (!destination.known).then(|| now + ttl),
+            destination: destination.clone(),
+            used: Cell::new(now),
+        });
+        for waiting in entry.waiting.drain(..) {
+            // The flow that asked may be gone.
+            let _gone = waiting.send(destination.clone());
+        }
+    }
+
+    /// Asks again for everything of use: a new supervisor knows nothing of it.
+    pub(crate) async fn ask_again(&self) {
+        let now = Instant::now();
+        let questions: Vec<_> = {
+            let mut entries = self.entries.borrow_mut();
+            entries.retain(|_, entry| entry.is_of_use(now));
+            entries
+                .iter_mut()
+                .map(|(to, entry)| {
+                    entry.asked = (!entry.waiting.is_empty()).then_some(now);
+                    question(*to)
+                })
+                .collect()
+        };
+        for question in questions {
+            self.outbox.send(question, Vec::new()).await;
+        }
+    }
+
+    /// A tunnel came in from this address: counted when discovery does not know it.
+    pub(crate) fn note_source(&self, address: IpAddr) {
+        let now = Instant::now();
+        let mut sources = self.sources.borrow_mut();
+        if sources.len() >= MAX_SOURCES {
+            sources.retain(|_, source| source.at + SOURCE_TTL > now);
+            if sources.len() >= MAX_SOURCES {
+                sources.clear();
+            }
+        }
+        let fresh = sources
+            .get_mut(&address)
+            .filter(|source| source.at + SOURCE_TTL > now);
+        match fresh {
+            Some(Source {
+                known: Some(true), ..
+            }) => {}
+            Some(Source {
+                known: Some(false), ..
+            }) => self.metrics.add(Count::UnknownPeers, 1),
+            Some(waiting) => waiting.uncounted += 1,
+            None => {
+                let question = ResolveSource {
+                    address: bytes_of(address),
+                };
+                if self.outbox.try_send(Message::ResolveSource(question)) {
+                    let source = Source {
+                        known: None,
+                        at: now,
+                        uncounted: 1,
+                    };
+                    sources.insert(address, source);
+                }
+            }
+        }
+    }
+
+    /// The supervisor's word on a peer.
+    pub(crate) fn source_info(&self, info: &SourceInfo) {
+        let mut sources = self.sources.borrow_mut();
+        let source = address_of(&info.address).and_then(|address| sources.get_mut(&address));
+        if let Some(source) = source {
+            let uncounted = std::mem::take(&mut source.uncounted);
+            if !info.known {
+                self.metrics.add(Count::UnknownPeers, uncounted);
+            }
+            source.known = Some(info.known);
+            source.at = Instant::now();
+        }
+    }
+}
+
+impl Entry {
+    fn fresh(&self, now: Instant) -> Option<Rc<Destination>> {
+        let answer = self.answer.as_ref()?;
+        if answer.expires.is_some_and(|at| at <= now) {
+            return None;
+        }
+        answer.used.set(now);
+        Some(answer.destination.clone())
+    }
+
+    fn is_of_use(&self, now: Instant) -> bool {
+        let answered = self.answer.as_ref();
+        !self.waiting.is_empty() || answered.is_some_and(|a| a.expires.is_none_or(|at| at > now))
+    }
+}
+
+fn make_room(entries: &mut HashMap<SocketAddr, Entry>, now: Instant) {
+    if entries.len() < MAX_ENTRIES {
+        return;
+    }
+    entries.retain(|_, entry| entry.is_of_use(now));
+    if entries.len() < MAX_ENTRIES {
+        return;
+    }
+    let mut used: Vec<_> = entries
+        .values()
+        .filter_map(|entry| entry.answer.as_ref().map(|a| a.used.get()))
+        .collect();
+    used.sort_unstable();
+    if let Some(middle) = used.get(used.len() / 2).copied() {
+        entries.retain(|_, entry| {
+            !entry.waiting.is_empty()
+                || entry.answer.as_ref().is_some_and(|a| a.used.get() > middle)
+        });
+    }
+}
+
+fn question(to: SocketAddr) -> Message {
+    Message::ResolveDestination(ResolveDestination {
+        address: bytes_of(to.ip()),
+        port: to.port().into(),
+    })
+}

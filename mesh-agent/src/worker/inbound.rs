@@ -1,0 +1,348 @@
+//! Tunnels of others: handshake, CONNECT, and the pod's app.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use h2::RecvStream;
+use h2::server::{Connection, SendResponse};
+use http::header::FORWARDED;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use mesh_common::RESERVED_PORTS;
+use mesh_core::identity::Identity;
+use mesh_core::reason::Reason;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::chunk::Chunk;
+use super::context::Context;
+use super::fault::{Direction, Fault};
+use super::metrics::Count;
+use super::relay::{ByteCounts, relay};
+use super::socket;
+use super::tls::{self, ReadAhead};
+use super::tunnel::{
+    MAX_FRAME, MAX_HEADERS, RESET_STREAMS, SEND_BUFFER, STREAM_WINDOW, connection_window,
+    fault_of_h2, keep_alive_inbound,
+};
+
+/// How long an alert may take, and how many bytes are thrown away meanwhile.
+const ALERT_MAY_TAKE: Duration = Duration::from_secs(1);
+const MOST_DISCARDED: usize = 64 * 1024;
+
+type Tunnel = Connection<TlsStream<ReadAhead>, Chunk>;
+
+/// Serves one connection on the HBONE port from accept to its end.
+pub(crate) async fn serve(context: Rc<Context>, stream: TcpStream, peer: SocketAddr) {
+    let peer = socket::canonical(peer);
+    let local = stream.local_addr().map(socket::canonical);
+    let local = local.map_or_else(|_| String::new(), |local| local.to_string());
+    let place = match admit(&context) {
+        Ok(place) => place,
+        Err(fault) => {
+            let refusals = &context.refusals;
+            refusals.report(Direction::Inbound, &fault, peer, local);
+            return socket::reset(stream);
+        }
+    };
+    let shaken = Box::pin(timeout(
+        context.limits.handshake_timeout,
+        handshake(&context, stream),
+    ));
+    let shaken = shaken
+        .await
+        .unwrap_or_else(|_| Err(Fault::new(Reason::HandshakeTimeout, "it was dropped")));
+    drop(place);
+    match shaken {
+        Ok((tunnel, identity)) => {
+            context.metrics.add(Count::HandshakesInbound, 1);
+            context.discovery.note_source(peer.ip());
+            drive(context, tunnel, peer, identity.into()).await;
+        }
+        Err(fault) => {
+            let (metrics, refusals) = (&context.metrics, &context.refusals);
+            metrics.handshake_failed(Direction::Inbound, fault.reason);
+            refusals.report(Direction::Inbound, &fault, peer, local);
+        }
+    }
+}
+
+/// A place among the handshakes that may be under way.
+struct HandshakePlace(Rc<Cell<usize>>);
+
+fn admit(context: &Context) -> Result<HandshakePlace, Fault> {
+    let tunnels = context.metrics.get(Count::TunnelsInbound);
+    if tunnels >= context.limits.connections {
+        let detail = format!("{tunnels} tunnels are open");
+        return Err(Fault::new(Reason::ConnectionLimit, detail));
+    }
+    let under_way = &context.handshakes;
+    if under_way.get() >= context.limits.handshakes {
+        let detail = format!("{} handshakes are under way", under_way.get());
+        return Err(Fault::new(Reason::HandshakeLimit, detail));
+    }
+    under_way.set(under_way.get() + 1);
+    Ok(HandshakePlace(under_way.clone()))
+}
+
+impl Drop for HandshakePlace {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+async fn handshake(context: &Context, stream: TcpStream) -> Result<(Tunnel, Identity), Fault> {
+    let credentials = context.valid_credentials()?;
+    stream
+        .set_nodelay(true)
+        .map_err(|e| Fault::new(Reason::TunnelTls, e))?;
+    let mut tls = TlsAcceptor::from(credentials.server())
+        .accept(ReadAhead::new(stream))
+        .into_fallible()
+        .await
+        .map_err(|(error, stream)| {
+            tokio::task::spawn_local(let_alert_arrive(stream));
+            tls::fault_of(&error)
+        })?;
+    tls.get_mut().1.set_buffer_limit(Some(tls::WRITE_BUFFER));
+    let trust_domain = credentials.identity().trust_domain();
+    let identity = tls::client_identity(tls.get_ref().1.peer_certificates(), trust_domain)?;
+    let streams = context.limits.streams_per_tunnel;
+    let tunnel = h2::server::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(connection_window(streams))
+        .max_concurrent_streams(streams)
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(MAX_HEADERS)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(RESET_STREAMS)
+        .max_pending_accept_reset_streams(RESET_STREAMS)
+        .handshake(tls)
+        .await
+        .map_err(|error| fault_of_h2(&error).of_peer(&identity))?;
+    Ok((tunnel, identity))
+}
+
+/// Closes a connection whose handshake failed so that the alert, which says why, arrives: with
+/// bytes left unread the kernel would send RST after it, which discards it.
+async fn let_alert_arrive(mut stream: ReadAhead) {
+    let drained = async {
+        stream.shutdown().await?;
+        let mut discarded = [0; 1024];
+        let mut left = MOST_DISCARDED;
+        while left > 0 {
+            match stream.read(&mut discarded).await? {
+                0 => break,
+                n => left = left.saturating_sub(n),
+            }
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    // However it ends, the connection is closed.
+    let _closed = timeout(ALERT_MAY_TAKE, drained).await;
+}
+
+/// Drives one tunnel: accepts streams, cycles it when the certificate changes or the worker
+/// drains.
+async fn drive(context: Rc<Context>, mut tunnel: Tunnel, peer: SocketAddr, identity: Rc<Identity>) {
+    let _open = context.metrics.open(Count::TunnelsInbound);
+    let mut epoch = context.epoch.subscribe();
+    let mut leaving = false;
+    let ping = tunnel.ping_pong();
+    let keep_alive = async {
+        match ping {
+            Some(ping) => keep_alive_inbound(ping).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(keep_alive);
+    loop {
+        let next = tokio::select! {
+            next = tunnel.accept() => next,
+            _ = epoch.changed(), if !leaving => {
+                leaving = true;
+                tunnel.graceful_shutdown();
+                continue;
+            }
+            () = context.draining(), if !leaving => {
+                leaving = true;
+                tunnel.graceful_shutdown();
+                continue;
+            }
+            () = &mut keep_alive => return,
+        };
+        match next {
+            None => return,
+            Some(Err(error)) => {
+                // A peer that just goes away is nothing to report.
+                if error.get_io().is_none() {
+                    let fault = fault_of_h2(&error).of_peer(&identity);
+                    context
+                        .refusals
+                        .report(Direction::Inbound, &fault, peer, "");
+                }
+                return;
+            }
+            Some(Ok((request, respond))) => {
+                let stream =
+                    serve_stream(context.clone(), request, respond, peer, identity.clone());
+                tokio::task::spawn_local(stream);
+            }
+        }
+    }
+}
+
+async fn serve_stream(
+    context: Rc<Context>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Chunk>,
+    peer: SocketAddr,
+    identity: Rc<Identity>,
+) {
+    let _open = context.metrics.open(Count::InboundOpen);
+    let opened = Box::pin(open(&context, &request, &mut respond, peer)).await;
+    let app = match opened {
+        Ok(Some(app)) => app,
+        // The caller has gone meanwhile.
+        Ok(None) => return,
+        Err((status, fault)) => {
+            let to = authority(&request).unwrap_or_default();
+            let fault = fault.of_peer(&identity);
+            context
+                .refusals
+                .report(Direction::Inbound, &fault, peer, to);
+            return answer_refusal(&mut respond, status);
+        }
+    };
+    let mut response = Response::new(());
+    response
+        .headers_mut()
+        .insert("baggage", context.pod.baggage.clone());
+    let Ok(send) = respond.send_response(response, false) else {
+        return socket::reset(app);
+    };
+    context.metrics.add(Count::InboundConnections, 1);
+    let counts = ByteCounts {
+        from_app: Count::InboundSent,
+        to_app: Count::InboundReceived,
+    };
+    relay(app, request.into_body(), send, &context.metrics, counts).await;
+}
+
+fn answer_refusal(respond: &mut SendResponse<Chunk>, status: StatusCode) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    // Fails when the caller has gone, who then needs no answer.
+    let _gone = respond.send_response(response, true);
+}
+
+fn authority(request: &Request<RecvStream>) -> Option<&str> {
+    request.uri().authority().map(http::uri::Authority::as_str)
+}
+
+async fn open(
+    context: &Context,
+    request: &Request<RecvStream>,
+    respond: &mut SendResponse<Chunk>,
+    peer: SocketAddr,
+) -> Result<Option<TcpStream>, (StatusCode, Fault)> {
+    let to = target(context, request)?;
+    // This stream is counted already.
+    if context.open_flows() > context.limits.connections {
+        let detail = format!("{} connections are open", context.open_flows());
+        let fault = Fault::new(Reason::ConnectionLimit, detail);
+        return Err((StatusCode::SERVICE_UNAVAILABLE, fault));
+    }
+    let client = client(request.headers(), peer);
+    let reset = poll_fn(|cx| match respond.poll_reset(cx) {
+        Poll::Ready(_) => Poll::Ready(()),
+        Poll::Pending => Poll::Pending,
+    });
+    tokio::select! {
+        dialled = context.dial_app(to, client) => dialled
+            .map(Some)
+            .map_err(|fault| (StatusCode::SERVICE_UNAVAILABLE, fault)),
+        () = reset => Ok(None),
+    }
+}
+
+/// Where the caller wants to go, if it may.
+fn target(
+    context: &Context,
+    request: &Request<RecvStream>,
+) -> Result<SocketAddr, (StatusCode, Fault)> {
+    let bad = |reason, detail: String| (StatusCode::BAD_REQUEST, Fault::new(reason, detail));
+    if request.method() != Method::CONNECT {
+        let detail = format!("the method is {}, not CONNECT", request.method());
+        return Err(bad(Reason::TunnelProtocol, detail));
+    }
+    let authority = authority(request).ok_or_else(|| {
+        bad(
+            Reason::TunnelProtocol,
+            "CONNECT without an authority".to_owned(),
+        )
+    })?;
+    let to: SocketAddr = authority.parse().map(socket::canonical).map_err(|_| {
+        let detail = format!("the authority {authority:?} is not address:port");
+        bad(Reason::TunnelProtocol, detail)
+    })?;
+    if !context.pod.has(to.ip()) {
+        return Err(bad(Reason::AuthorityNotThisPod, to.to_string()));
+    }
+    if to.port() == 0 || RESERVED_PORTS.contains(&to.port()) {
+        let fault = Fault::new(Reason::AuthorityReservedPort, to);
+        return Err((StatusCode::SERVICE_UNAVAILABLE, fault));
+    }
+    Ok(to)
+}
+
+/// The client as the app shall see it. The address is the tunnel's, which is proven; the port
+/// is what the caller's worker says for that address, or the tunnel's.
+fn client(headers: &HeaderMap, peer: SocketAddr) -> SocketAddr {
+    let forwarded = headers.get(FORWARDED).and_then(|value| value.to_str().ok());
+    let said = forwarded.and_then(forwarded_for).map(socket::canonical);
+    match said {
+        Some(said) if said.ip() == peer.ip() && said.port() != 0 => said,
+        _ => peer,
+    }
+}
+
+/// `for=` of a `Forwarded` header (RFC 7239 §4), where it is an address with a port.
+fn forwarded_for(value: &str) -> Option<SocketAddr> {
+    let first = value.split(',').next()?;
+    first.split(';').find_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        let value = value.trim().trim_matches('"');
+        let is_for = name.trim().eq_ignore_ascii_case("for");
+        is_for.then(|| value.parse().ok()).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_is_the_peer_whatever_a_header_says() {
+        let peer: SocketAddr = "10.0.0.7:40000".parse().unwrap();
+        for (value, expected) in [
+            ("for=\"10.0.0.7:1234\"", "10.0.0.7:1234"),
+            ("for=\"10.0.0.7:1234\";host=a", "10.0.0.7:1234"),
+            ("For=\"[::ffff:10.0.0.7]:1234\"", "10.0.0.7:1234"),
+            ("for=\"10.0.0.8:1234\"", "10.0.0.7:40000"),
+            ("for=\"10.0.0.7:0\"", "10.0.0.7:40000"),
+            ("for=10.0.0.7", "10.0.0.7:40000"),
+            ("", "10.0.0.7:40000"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(FORWARDED, value.parse().unwrap());
+            assert_eq!(client(&headers, peer), expected.parse().unwrap(), "{value}");
+        }
+    }
+}

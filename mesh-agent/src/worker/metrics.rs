@@ -1,0 +1,223 @@
+//! What the worker counts. One thread, so plain cells; the supervisor adds pod and node.
+
+use std::cell::Cell;
+use std::pin::pin;
+use std::rc::Rc;
+
+use mesh_api::worker::Counter;
+use mesh_core::reason::Reason;
+use tokio::sync::Notify;
+
+use super::fault::Direction;
+
+macro_rules! counts {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal, $label:literal;)+) => {
+        /// A counter or, where its name has no `_total`, a gauge.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Count {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        const COUNTS: &[(&str, &str)] = &[$(($name, $label),)+];
+    };
+}
+
+counts! {
+    /// Captured connections accepted.
+    OutboundConnections = "nodemesh_connections_total", "outbound";
+    /// Tunnel streams accepted for the app.
+    InboundConnections = "nodemesh_connections_total", "inbound";
+    /// Captured connections that are open.
+    OutboundOpen = "nodemesh_connections_open", "outbound";
+    /// Tunnel streams to the app that are open.
+    InboundOpen = "nodemesh_connections_open", "inbound";
+    /// Bytes read from the app for others.
+    OutboundSent = "nodemesh_bytes_total", "outbound_sent";
+    /// Bytes from others written to the app that called them.
+    OutboundReceived = "nodemesh_bytes_total", "outbound_received";
+    /// Bytes the app answered to its callers.
+    InboundSent = "nodemesh_bytes_total", "inbound_sent";
+    /// Bytes of callers written to the app.
+    InboundReceived = "nodemesh_bytes_total", "inbound_received";
+    /// TLS handshakes done as client.
+    HandshakesOutbound = "nodemesh_handshakes_total", "outbound";
+    /// TLS handshakes done as server.
+    HandshakesInbound = "nodemesh_handshakes_total", "inbound";
+    /// Tunnels to others that are open.
+    TunnelsOutbound = "nodemesh_tunnels_open", "outbound";
+    /// Tunnels of others that are open.
+    TunnelsInbound = "nodemesh_tunnels_open", "inbound";
+    /// Tunnels from peers that discovery does not know.
+    UnknownPeers = "nodemesh_unknown_peers_total", "";
+    /// `accept` failed for want of descriptors or memory.
+    AcceptExhausted = "nodemesh_accept_errors_total", "exhausted";
+    /// `accept` failed because the caller was gone.
+    AcceptAborted = "nodemesh_accept_errors_total", "aborted";
+    /// A listener was killed and made anew.
+    ListenerRemade = "nodemesh_listeners_remade_total", "";
+    /// Refusal messages that the rate limit held back.
+    RefusalsSuppressed = "nodemesh_refusal_messages_suppressed_total", "";
+    /// Endpoints that discovery gave and that make no sense.
+    BadEndpoints = "nodemesh_bad_endpoints_total", "";
+}
+
+/// All counts of one worker.
+pub(crate) struct Metrics {
+    counts: Box<[Cell<u64>]>,
+    refusals: [Box<[Cell<u64>]>; 2],
+    handshake_failures: [Box<[Cell<u64>]>; 2],
+    closed: Notify,
+}
+
+fn zeroes(n: usize) -> Box<[Cell<u64>]> {
+    (0..n).map(|_| Cell::new(0)).collect()
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let reasons = || [zeroes(Reason::ALL.len()), zeroes(Reason::ALL.len())];
+        Self {
+            counts: zeroes(COUNTS.len()),
+            refusals: reasons(),
+            handshake_failures: reasons(),
+            closed: Notify::new(),
+        }
+    }
+
+    pub(crate) fn add(&self, count: Count, n: u64) {
+        let cell = &self.counts[count as usize];
+        cell.set(cell.get() + n);
+    }
+
+    pub(crate) fn get(&self, count: Count) -> u64 {
+        self.counts[count as usize].get()
+    }
+
+    /// Waits until no flow is open.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let mut closed = pin!(self.closed.notified());
+            closed.as_mut().enable();
+            if self.get(Count::InboundOpen) == 0 && self.get(Count::OutboundOpen) == 0 {
+                return;
+            }
+            closed.await;
+        }
+    }
+
+    /// Raises a gauge until the guard is dropped.
+    pub(crate) fn open(self: &Rc<Self>, gauge: Count) -> OpenGuard {
+        self.add(gauge, 1);
+        OpenGuard {
+            metrics: self.clone(),
+            gauge,
+        }
+    }
+
+    pub(crate) fn refused(&self, direction: Direction, reason: Reason) {
+        let cell = &self.refusals[direction as usize][reason as usize];
+        cell.set(cell.get() + 1);
+    }
+
+    pub(crate) fn handshake_failed(&self, direction: Direction, reason: Reason) {
+        let cell = &self.handshake_failures[direction as usize][reason as usize];
+        cell.set(cell.get() + 1);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn refusals(&self, direction: Direction, reason: Reason) -> u64 {
+        self.refusals[direction as usize][reason as usize].get()
+    }
+
+    /// Every count, and every reason that has occurred.
+    pub(crate) fn snapshot(&self) -> Vec<Counter> {
+        let counter = |name: &str, label: &str, cell: &Cell<u64>| Counter {
+            name: name.to_owned(),
+            label: label.to_owned(),
+            value: cell.get(),
+        };
+        let mut all: Vec<_> = COUNTS
+            .iter()
+            .zip(&self.counts)
+            .map(|((name, label), cell)| counter(name, label, cell))
+            .collect();
+        let by_reason = [
+            (
+                "nodemesh_refusals_inbound_total",
+                Direction::Inbound,
+                &self.refusals,
+            ),
+            (
+                "nodemesh_refusals_outbound_total",
+                Direction::Outbound,
+                &self.refusals,
+            ),
+            (
+                "nodemesh_handshake_failures_inbound_total",
+                Direction::Inbound,
+                &self.handshake_failures,
+            ),
+            (
+                "nodemesh_handshake_failures_outbound_total",
+                Direction::Outbound,
+                &self.handshake_failures,
+            ),
+        ];
+        for (name, direction, cells) in by_reason {
+            let occurred = Reason::ALL.iter().zip(&cells[direction as usize]);
+            all.extend(
+                occurred
+                    .filter(|(_, cell)| cell.get() > 0)
+                    .map(|(reason, cell)| counter(name, reason.code(), cell)),
+            );
+        }
+        all
+    }
+}
+
+/// Keeps a gauge raised.
+pub(crate) struct OpenGuard {
+    metrics: Rc<Metrics>,
+    gauge: Count,
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        let cell = &self.metrics.counts[self.gauge as usize];
+        cell.set(cell.get().saturating_sub(1));
+        self.metrics.closed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_snapshot_has_every_count_once_and_only_reasons_that_occurred() {
+        let metrics = Rc::new(Metrics::new());
+        metrics.add(Count::BadEndpoints, 2);
+        metrics.refused(Direction::Inbound, Reason::InboundPlaintext);
+        let guard = metrics.open(Count::InboundOpen);
+        let find = |name: &str, label: &str| {
+            let all = metrics.snapshot();
+            let found: Vec<_> = all
+                .iter()
+                .filter(|c| c.name == name && c.label == label)
+                .map(|c| c.value)
+                .collect();
+            assert!(found.len() <= 1, "{name} {label} twice");
+            found.first().copied()
+        };
+        assert_eq!(find("nodemesh_bad_endpoints_total", ""), Some(2));
+        assert_eq!(
+            find("nodemesh_refusals_inbound_total", "inbound_plaintext"),
+            Some(1)
+        );
+        assert_eq!(find("nodemesh_refusals_inbound_total", "peer_is_ca"), None);
+        assert_eq!(find("nodemesh_connections_open", "inbound"), Some(1));
+        drop(guard);
+        assert_eq!(find("nodemesh_connections_open", "inbound"), Some(0));
+        assert_eq!(metrics.snapshot().len(), COUNTS.len() + 1);
+    }
+}

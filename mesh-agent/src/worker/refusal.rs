@@ -1,0 +1,72 @@
+//! Tells the supervisor of refusals: every one is counted, so many a second are told.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use mesh_api::worker::{Refusal, to_supervisor::Message};
+use tokio::time::Instant;
+
+use super::fault::{Direction, Fault};
+use super::metrics::{Count, Metrics};
+use super::outbox::Outbox;
+
+/// Messages a second that a worker may send on average.
+const PER_SECOND: f64 = 10.0;
+/// Messages it may send at once.
+const BURST: f64 = 20.0;
+
+/// Counts and reports refusals.
+pub(crate) struct Refusals {
+    metrics: Rc<Metrics>,
+    outbox: Outbox,
+    budget: RefCell<(f64, Instant)>,
+    suppressed: Cell<u32>,
+}
+
+impl Refusals {
+    pub(crate) fn new(metrics: Rc<Metrics>, outbox: Outbox) -> Self {
+        Self {
+            metrics,
+            outbox,
+            budget: RefCell::new((BURST, Instant::now())),
+            suppressed: Cell::new(0),
+        }
+    }
+
+    /// Counts a refusal and, within the budget, reports it.
+    pub(crate) fn report(
+        &self,
+        direction: Direction,
+        fault: &Fault,
+        source: impl std::fmt::Display,
+        destination: impl std::fmt::Display,
+    ) {
+        self.metrics.refused(direction, fault.reason);
+        let told = self.within_budget()
+            && self.outbox.try_send(Message::Refusal(Refusal {
+                reason: fault.reason.code().to_owned(),
+                direction: direction.as_str().to_owned(),
+                source: source.to_string(),
+                destination: destination.to_string(),
+                peer_identity: fault.peer.clone(),
+                detail: fault.detail.clone(),
+                suppressed: self.suppressed.get(),
+            }));
+        if told {
+            self.suppressed.set(0);
+        } else {
+            self.suppressed.set(self.suppressed.get().saturating_add(1));
+            self.metrics.add(Count::RefusalsSuppressed, 1);
+        }
+    }
+
+    fn within_budget(&self) -> bool {
+        let now = Instant::now();
+        let mut budget = self.budget.borrow_mut();
+        let (left, since) = *budget;
+        let left = (left + (now - since).as_secs_f64() * PER_SECOND).min(BURST);
+        let allowed = left >= 1.0;
+        *budget = (if allowed { left - 1.0 } else { left }, now);
+        allowed
+    }
+}

@@ -1,0 +1,293 @@
+//! Carries one flow between the app's socket and a tunnel's stream, so that either end sees
+//! what it would see of the other without the mesh: half-close, reset, backpressure.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use h2::{Reason as H2Reason, RecvStream, SendStream};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::chunk::{CHUNK, Chunk, InFlight, Read, read_app};
+use super::metrics::{Count, Metrics};
+use super::socket;
+
+/// How long a reset by the app waits for what the app had sent before.
+const FLUSH_BEFORE_RESET: Duration = Duration::from_secs(1);
+/// Slices handed to one write.
+const SLICES: usize = 32;
+/// Frames smaller than this are copied together while they wait for the app.
+const SMALL_FRAME: usize = 4096;
+
+/// Which counters a flow's bytes go to.
+#[derive(Clone, Copy)]
+pub(crate) struct ByteCounts {
+    pub(crate) from_app: Count,
+    pub(crate) to_app: Count,
+}
+
+/// Who ended a flow before its time.
+enum Broken {
+    ByApp,
+    ByPeer,
+}
+
+/// Relays until both directions have ended, or either end has reset the flow; then the other
+/// end is reset as well.
+pub(crate) async fn relay(
+    app: TcpStream,
+    mut receive: RecvStream,
+    send: SendStream<Chunk>,
+    metrics: &Metrics,
+    counts: ByteCounts,
+) {
+    socket::reset_on_close(&app);
+    let send = RefCell::new(send);
+    let in_flight = Rc::new(InFlight::default());
+    let mut queue = Queue::default();
+    let ended = {
+        let up = up(&app, &send, &in_flight, metrics, counts.from_app);
+        let down = down(&app, &mut receive, &mut queue, metrics, counts.to_app);
+        tokio::select! {
+            biased;
+            both = async { tokio::try_join!(up, down) } => both.map(|_| ()),
+            broken = watch(&app, &send) => Err(broken),
+        }
+    };
+    match ended {
+        Ok(()) => socket::close_orderly(&app),
+        Err(Broken::ByPeer) => {
+            deliver_rest(&app, &mut receive, &mut queue);
+            socket::reset(app);
+        }
+        Err(Broken::ByApp) => {
+            drop(app);
+            let flushed = flush(&mut receive, &in_flight);
+            // Past this time the reset overtakes the data, as it may on any network.
+            let _late = tokio::time::timeout(FLUSH_BEFORE_RESET, flushed).await;
+            send.borrow_mut().send_reset(H2Reason::CANCEL);
+        }
+    }
+}
+
+/// App to tunnel. What the app writes is read only once the tunnel has room for it.
+async fn up(
+    app: &TcpStream,
+    send: &RefCell<SendStream<Chunk>>,
+    in_flight: &Rc<InFlight>,
+    metrics: &Metrics,
+    count: Count,
+) -> Result<(), Broken> {
+    loop {
+        app.readable().await.map_err(|_| Broken::ByApp)?;
+        let room = capacity(send).await?;
+        match read_app(app, room).map_err(|_| Broken::ByApp)? {
+            Read::NotReady => {}
+            Read::Data(data) => {
+                metrics.add(count, data.len() as u64);
+                let chunk = Chunk::new(data, in_flight);
+                let sent = send.borrow_mut().send_data(chunk, false);
+                sent.map_err(|_| Broken::ByPeer)?;
+            }
+            Read::Eof => {
+                let sent = send.borrow_mut().send_data(Chunk::empty(), true);
+                return sent.map_err(|_| Broken::ByPeer);
+            }
+        }
+    }
+}
+
+/// Room in the tunnel for at least one byte.
+async fn capacity(send: &RefCell<SendStream<Chunk>>) -> Result<usize, Broken> {
+    poll_fn(|cx| {
+        let mut send = send.borrow_mut();
+        let room = send.capacity();
+        if room >= CHUNK {
+            return Poll::Ready(Ok(room));
+        }
+        send.reserve_capacity(CHUNK);
+        loop {
+            let room = send.capacity();
+            if room > 0 {
+                return Poll::Ready(Ok(room));
+            }
+            match send.poll_capacity(cx) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(Broken::ByPeer)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await
+}
+
+/// Tunnel to app. Frames are taken out of HTTP/2 as they come, so that a stalled app's small
+/// frames don't pile up there; the window opens again only for what the app's socket took.
+async fn down(
+    app: &TcpStream,
+    receive: &mut RecvStream,
+    queue: &mut Queue,
+    metrics: &Metrics,
+    count: Count,
+) -> Result<(), Broken> {
+    let mut ended = false;
+    poll_fn(|cx| {
+        loop {
+            if !ended {
+                ended = queue.fill(receive, cx)?;
+            }
+            if queue.is_empty() {
+                return if ended {
+                    Poll::Ready(Ok(()))
+                } else {
+                    Poll::Pending
+                };
+            }
+            match app.poll_write_ready(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::ByApp)),
+                Poll::Ready(Ok(())) => {}
+            }
+            match queue.write_to(app) {
+                Ok(n) => {
+                    metrics.add(count, n as u64);
+                    // Fails only on a stream that is closed, where no window matters.
+                    let _closed = receive.flow_control().release_capacity(n);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Poll::Ready(Err(Broken::ByApp)),
+            }
+        }
+    })
+    .await?;
+    socket::shutdown_write(app).map_err(|_| Broken::ByApp)
+}
+
+/// Notices a reset by either end while nobody reads or writes there.
+async fn watch(app: &TcpStream, send: &RefCell<SendStream<Chunk>>) -> Broken {
+    let by_app = async {
+        // An error of this wait itself means the runtime is going away.
+        let _ready = app.ready(Interest::ERROR).await;
+        Broken::ByApp
+    };
+    let by_peer = poll_fn(|cx| send.borrow_mut().poll_reset(cx).map(|_| Broken::ByPeer));
+    tokio::select! {
+        broken = by_app => broken,
+        broken = by_peer => broken,
+    }
+}
+
+/// What came before the peer's reset is the app's, as far as its socket takes it at once.
+fn deliver_rest(app: &TcpStream, receive: &mut RecvStream, queue: &mut Queue) {
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    // The reset itself is what ends this.
+    let _reset = queue.fill(receive, &mut cx);
+    while !queue.is_empty() && queue.write_to(app).is_ok_and(|n| n > 0) {}
+}
+
+/// Waits until what the app sent before it reset is on its way; what comes in is dropped.
+async fn flush(receive: &mut RecvStream, in_flight: &InFlight) {
+    let discard = async {
+        while let Some(Ok(data)) = receive.data().await {
+            let _closed = receive.flow_control().release_capacity(data.len());
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = in_flight.written() => {}
+        () = discard => {}
+    }
+}
+
+/// What waits for the app.
+#[derive(Default)]
+struct Queue {
+    frames: VecDeque<Bytes>,
+    /// Small frames that came last, copied together.
+    tail: BytesMut,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.frames.is_empty() && self.tail.is_empty()
+    }
+
+    /// Takes what is there; true when the peer has ended its direction.
+    fn fill(&mut self, receive: &mut RecvStream, cx: &mut Context<'_>) -> Result<bool, Broken> {
+        loop {
+            match receive.poll_data(cx) {
+                Poll::Ready(Some(Ok(data))) => self.push(data),
+                Poll::Ready(Some(Err(_))) => return Err(Broken::ByPeer),
+                Poll::Ready(None) => return Ok(true),
+                Poll::Pending => return Ok(false),
+            }
+        }
+    }
+
+    fn push(&mut self, data: Bytes) {
+        if data.len() < SMALL_FRAME && !self.is_empty() {
+            self.tail.extend_from_slice(&data);
+            return;
+        }
+        if !self.tail.is_empty() {
+            self.frames.push_back(self.tail.split().freeze());
+        }
+        if !data.is_empty() {
+            self.frames.push_back(data);
+        }
+    }
+
+    /// One write; says how many bytes the socket took.
+    fn write_to(&mut self, app: &TcpStream) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let mut used = 0;
+        let mut offered = 0;
+        let tail = (!self.tail.is_empty()).then_some(&self.tail[..]);
+        for data in self.frames.iter().map(|b| &b[..]).chain(tail).take(SLICES) {
+            slices[used] = IoSlice::new(data);
+            used += 1;
+            offered += data.len();
+        }
+        let mut written = 0;
+        let tried = app.try_io(Interest::WRITABLE, || {
+            written = SockRef::from(app).send_vectored(&slices[..used])?;
+            if written < offered {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(())
+        });
+        match tried {
+            Err(e) if written == 0 => return Err(e),
+            _ => {}
+        }
+        self.advance(written);
+        Ok(written)
+    }
+
+    fn advance(&mut self, mut n: usize) {
+        while n > 0 {
+            let Some(first) = self.frames.front_mut() else {
+                self.tail.advance(n);
+                break;
+            };
+            let taken = n.min(first.len());
+            first.advance(taken);
+            n -= taken;
+            if first.is_empty() {
+                self.frames.pop_front();
+            }
+        }
+        if self.is_empty() {
+            // An idle flow holds no memory.
+            self.frames = VecDeque::new();
+            self.tail = BytesMut::new();
+        }
+    }
+}
