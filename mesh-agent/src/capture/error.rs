@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
-use aya::programs::links::LinkError;
 
 /// A failure to load, attach or change the capture.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +44,10 @@ pub enum CaptureError {
         ours: u64,
     },
     /// The mesh subtree isn't below the cgroup2 mount.
-    #[error("the mesh's cgroup {cgroup} is not below the cgroup2 mount {root}")]
+    #[error(
+        "the mesh's cgroup {cgroup} is not below {root}, or that is not the root of the cgroup2 \
+         hierarchy (run the agent in the host's cgroup namespace)"
+    )]
     CgroupOutside {
         /// The subtree that was given.
         cgroup: PathBuf,
@@ -88,14 +90,6 @@ pub enum CaptureError {
         name: String,
         /// The kernel's answer.
         source: MapError,
-    },
-    /// A link operation failed.
-    #[error("eBPF link {name}: {source}")]
-    Link {
-        /// Its name.
-        name: String,
-        /// The kernel's answer.
-        source: LinkError,
     },
     /// A file or system call failed.
     #[error("{action} {path}: {source}")]

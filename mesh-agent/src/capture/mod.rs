@@ -4,18 +4,37 @@
 //! Everything is pinned, so capture and walls stand while no agent runs. Only
 //! [`Capture::withdraw`] (one pod) and [`Capture::unload`] (everything) take down.
 
+mod abi;
+mod bpf;
+mod clsact;
 mod error;
+mod events;
 mod netns;
+mod object;
+mod pins;
+mod pods;
 mod reason;
 
-use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::fmt;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
-use mesh_common::{KernelReason, PodConfig, RefusalEvent, WallConfig};
+use aya::Ebpf;
+use mesh_common::{ABI_VERSION, GlobalConfig, map_name};
 
+use abi::{Abi, Maps};
+use bpf::Target;
 pub use error::{CaptureError, Result};
+pub use events::Events;
 pub use netns::netns_cookie;
+use object::{ATTACHED_ONCE, Place, Updated};
+use pins::Pins;
 pub use reason::{from_number, reason};
+
+/// Slot of an object that serves no single pod; no pod has it.
+const NO_SLOT: u32 = u32::MAX;
 
 /// Where one agent's capture lives. Several agents share a kernel by having different instances.
 #[derive(Clone, Debug)]
@@ -31,12 +50,11 @@ pub struct CaptureOptions {
 }
 
 /// The loaded capture of one agent. Dropping it leaves everything in place.
-#[derive(Debug)]
-pub struct Capture {}
-
-/// Refusals, in the order of the ring buffer.
-#[derive(Debug)]
-pub struct Events {}
+pub struct Capture {
+    pins: Pins,
+    object: Ebpf,
+    maps: Maps,
+}
 
 impl Capture {
     /// Loads, attaches and pins the capture, or takes over what is pinned: the maps are
@@ -45,103 +63,157 @@ impl Capture {
     /// # Errors
     /// If the embedded object is missing, the kernel refuses it, or what is pinned has
     /// another ABI version or trusts another cgroup.
-    pub fn open(_options: &CaptureOptions) -> Result<Self> {
-        Err(CaptureError::NoObject)
-    }
-
-    /// Gives a slot fresh maps and zeroed counters. First step of an enrolment.
-    ///
-    /// # Errors
-    /// If a map can't be made or changed.
-    pub fn prepare_pod(&mut self, _slot: u32) -> Result<()> {
-        Err(CaptureError::NoObject)
-    }
-
-    /// Puts the wall on the host's side of a pod's veth, in the caller's network namespace.
-    ///
-    /// # Errors
-    /// If the device is gone or the kernel refuses.
-    pub fn attach_wall(&mut self, _ifindex: u32, _wall: WallConfig) -> Result<()> {
-        Err(CaptureError::NoObject)
-    }
-
-    /// Hands the plaintext listeners to `sk_lookup`; replaces those of an earlier worker.
-    ///
-    /// # Errors
-    /// If a descriptor is no listening TCP socket.
-    pub fn set_listeners(
-        &mut self,
-        _slot: u32,
-        _v4: BorrowedFd<'_>,
-        _v6: Option<BorrowedFd<'_>>,
-    ) -> Result<()> {
-        Err(CaptureError::NoObject)
-    }
-
-    /// Attaches this pod's `sk_lookup` to its network namespace: from now on inbound TCP goes
-    /// to the worker's listener or nowhere. Does nothing if it is attached.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub fn steer(&mut self, _slot: u32, _netns: BorrowedFd<'_>) -> Result<()> {
-        Err(CaptureError::NoObject)
-    }
-
-    /// Enrols the pod: from now on its connections are captured. Last step; one insert.
-    ///
-    /// # Errors
-    /// If the insert fails.
-    pub fn enrol(&mut self, _netns_cookie: u64, _pod: PodConfig) -> Result<()> {
-        Err(CaptureError::NoObject)
-    }
-
-    /// Takes a pod out: enrolment, steering, walls, listeners, maps. What isn't there is no error.
-    ///
-    /// # Errors
-    /// If something can't be removed; the rest is removed all the same.
-    pub fn withdraw(&mut self, _netns_cookie: u64, _slot: u32, _ifindexes: &[u32]) -> Result<()> {
-        Err(CaptureError::NoObject)
-    }
-
-    /// Who is enrolled, by netns cookie: for re-adoption.
-    ///
-    /// # Errors
-    /// If the map can't be read.
-    pub fn enrolled(&self) -> Result<Vec<(u64, PodConfig)>> {
-        Err(CaptureError::NoObject)
-    }
-
-    /// Exact counts of a pod's refusals, those above zero.
-    ///
-    /// # Errors
-    /// If the map can't be read.
-    pub fn refusals(&self, _slot: u32) -> Result<Vec<(KernelReason, u64)>> {
-        Err(CaptureError::NoObject)
+    pub fn open(options: &CaptureOptions) -> Result<Self> {
+        let config = global_config(options)?;
+        match pins::existing(options)? {
+            Some(pins) => Self::adopt(options, pins, config),
+            None => Self::create(options, config),
+        }
     }
 
     /// The stream of refusals. One reader per agent.
     ///
     /// # Errors
-    /// Outside a tokio runtime, or if the ring buffer can't be mapped.
+    /// If the ring buffer can't be mapped.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn events(&self) -> Result<Events> {
-        Err(CaptureError::NoObject)
+        Events::open(&self.pins)
     }
 
-    /// Removes everything of an instance: links, pins, folder. Needs no loaded capture.
+    /// Removes everything of an instance: links, pins, folder. Needs no loaded capture. Call
+    /// it in the network namespace that the walls are in.
     ///
     /// # Errors
     /// If something can't be removed.
-    pub fn unload(_options: &CaptureOptions) -> Result<()> {
-        Err(CaptureError::NoObject)
+    pub fn unload(options: &CaptureOptions) -> Result<()> {
+        if let Ok(Some(pins)) = pins::existing(options)
+            && let Ok(maps) = Maps::open(&pins)
+        {
+            for ifindex in maps.walls.keys().filter_map(Result::ok) {
+                clsact::detach(ifindex)?;
+            }
+        }
+        pins::remove_all(options)
+    }
+
+    fn create(options: &CaptureOptions, config: GlobalConfig) -> Result<Self> {
+        let temporary = pins::temporary(options)?;
+        let mut object = object::open(&temporary, NO_SLOT)?;
+        let mut maps = Maps::open(&temporary)?;
+        maps.config
+            .set(0, Abi(config), 0)
+            .map_err(abi::failed(map_name::CONFIG))?;
+        for (name, place, attach_type) in ATTACHED_ONCE {
+            let folder = open_folder(place.folder(options))?;
+            let program = object::load(&mut object, name)?;
+            let target = Target::Fd(folder.as_fd());
+            object::attach(&temporary, name, program, &target, attach_type)?;
+        }
+        let pins = pins::publish(options, temporary)?;
+        Ok(Self { pins, object, maps })
+    }
+
+    fn adopt(options: &CaptureOptions, pins: Pins, config: GlobalConfig) -> Result<Self> {
+        let maps = Maps::open(&pins)?;
+        let Abi(found) = maps
+            .config
+            .get(&0, 0)
+            .map_err(abi::failed(map_name::CONFIG))?;
+        compare(options, &pins, found, config)?;
+        let mut object = object::open(&pins, NO_SLOT)?;
+        for (name, place, attach_type) in ATTACHED_ONCE {
+            let program = object::load(&mut object, name)?;
+            if object::update(&pins, name, program)? == Updated::Gone {
+                pins::remove(&pins.link(name))?;
+                let folder = open_folder(place.folder(options))?;
+                let target = Target::Fd(folder.as_fd());
+                object::attach(&pins, name, program, &target, attach_type)?;
+            }
+        }
+        let mut capture = Self { pins, object, maps };
+        capture.update_steering()?;
+        capture.update_walls()?;
+        Ok(capture)
     }
 }
 
-impl Events {
-    /// The next refusal. Cancel-safe.
-    ///
-    /// # Errors
-    /// If the ring buffer's descriptor fails.
-    pub async fn next(&mut self) -> Result<RefusalEvent> {
-        Err(CaptureError::NoObject)
+impl fmt::Debug for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Capture")
+            .field("pins", &self.pins)
+            .finish_non_exhaustive()
     }
+}
+
+impl Place {
+    fn folder(self, options: &CaptureOptions) -> &Path {
+        match self {
+            Self::Root => &options.cgroup_root,
+            Self::Mesh => &options.mesh_cgroup,
+        }
+    }
+}
+
+fn compare(
+    options: &CaptureOptions,
+    pins: &Pins,
+    found: GlobalConfig,
+    ours: GlobalConfig,
+) -> Result<()> {
+    if found.abi_version != ours.abi_version {
+        return Err(CaptureError::AbiMismatch {
+            pins: pins.folder().to_owned(),
+            found: found.abi_version,
+            ours: ours.abi_version,
+        });
+    }
+    if found != ours {
+        return Err(CaptureError::CgroupMismatch {
+            pins: pins.folder().to_owned(),
+            found: found.mesh_cgroup_id,
+            cgroup: options.mesh_cgroup.clone(),
+            ours: ours.mesh_cgroup_id,
+        });
+    }
+    Ok(())
+}
+
+/// Levels count from the hierarchy's root, so `cgroup_root` must be that root.
+fn global_config(options: &CaptureOptions) -> Result<GlobalConfig> {
+    let outside = || CaptureError::CgroupOutside {
+        cgroup: options.mesh_cgroup.clone(),
+        root: options.cgroup_root.clone(),
+    };
+    let root = open_folder(&options.cgroup_root)?;
+    let below = options
+        .mesh_cgroup
+        .strip_prefix(&options.cgroup_root)
+        .map_err(|_| outside())?;
+    let level = u32::try_from(below.components().count()).map_err(|_| outside())?;
+    if level == 0 || id(&root, &options.cgroup_root)? != ROOT_CGROUP_ID {
+        return Err(outside());
+    }
+    let mesh = open_folder(&options.mesh_cgroup)?;
+    Ok(GlobalConfig {
+        mesh_cgroup_id: id(&mesh, &options.mesh_cgroup)?,
+        mesh_cgroup_level: level,
+        abi_version: ABI_VERSION,
+    })
+}
+
+/// The id of the root of the cgroup2 hierarchy.
+const ROOT_CGROUP_ID: u64 = 1;
+
+/// A cgroup's id is its folder's inode number (on 64-bit kernels).
+fn id(folder: &File, path: &Path) -> Result<u64> {
+    let metadata = folder
+        .metadata()
+        .map_err(error::io("asking for the id of", path))?;
+    Ok(metadata.ino())
+}
+
+fn open_folder(path: &Path) -> Result<File> {
+    File::open(path).map_err(error::io("opening the cgroup", path))
 }

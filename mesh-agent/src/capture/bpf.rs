@@ -1,0 +1,191 @@
+//! The few bpf(2) commands that aya doesn't offer for every kind of link: creating,
+//! updating, pinning and asking links alike, and deleting from an array of maps.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// Attach before every other program (of a tcx hook).
+pub(super) const BPF_F_BEFORE: u32 = 1 << 3;
+
+/// `enum bpf_attach_type` of `linux/bpf.h`.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AttachType {
+    SockOps = 3,
+    Inet4Bind = 8,
+    Inet6Bind = 9,
+    Inet4Connect = 10,
+    Inet6Connect = 11,
+    Getsockopt = 21,
+    Setsockopt = 22,
+    Inet4Getpeername = 29,
+    Inet6Getpeername = 30,
+    Inet4Getsockname = 31,
+    Inet6Getsockname = 32,
+    InetSockRelease = 34,
+    SkLookup = 36,
+    TcxIngress = 46,
+}
+
+/// The head of `struct bpf_link_info`, and what follows it for these links.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LinkInfo {
+    kind: u32,
+    id: u32,
+    /// Id of the program that the link runs.
+    pub(super) program_id: u32,
+    padding: u32,
+    /// netns: its inode number; tcx: the ifindex. 0 when that is gone.
+    pub(super) target: u32,
+    attach_type: u32,
+    rest: [u64; 8],
+}
+
+/// The head of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct ProgramInfo {
+    kind: u32,
+    id: u32,
+    tag: [u8; 8],
+}
+
+/// `union bpf_attr`, as far as it is used here; the kernel takes what follows as zero.
+#[repr(C, align(8))]
+struct Attributes([u32; 16]);
+
+/// What a link hangs on.
+pub(super) enum Target<'a> {
+    /// A cgroup's folder or a network namespace.
+    Fd(BorrowedFd<'a>),
+    /// A device of the caller's network namespace.
+    Ifindex(u32),
+}
+
+/// Attaches a program; it stays while the descriptor or a pin of it does.
+pub(super) fn link_create(
+    program: BorrowedFd<'_>,
+    target: &Target<'_>,
+    attach_type: AttachType,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let target = match *target {
+        Target::Fd(fd) => raw(fd.as_raw_fd()),
+        Target::Ifindex(ifindex) => ifindex,
+    };
+    let head = [raw(program.as_raw_fd()), target, attach_type as u32, flags];
+    let fd = bpf(BPF_LINK_CREATE, &attributes(&head))?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Replaces the program of a link, atomically.
+pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let head = [raw(link.as_raw_fd()), raw(program.as_raw_fd())];
+    bpf(BPF_LINK_UPDATE, &attributes(&head)).map(drop)
+}
+
+/// What a link hangs on and runs.
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    object_info(link)
+}
+
+/// The digest that the kernel made of a program's code when it was loaded.
+pub(super) fn program_tag(program: BorrowedFd<'_>) -> io::Result<[u8; 8]> {
+    object_info::<ProgramInfo>(program).map(|info| info.tag)
+}
+
+/// Opens a loaded program.
+pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let fd = bpf(BPF_PROG_GET_FD_BY_ID, &attributes(&[id]))?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The kernel fills as much of its info as `T` has room for.
+fn object_info<T: Default>(object: BorrowedFd<'_>) -> io::Result<T> {
+    let mut info = T::default();
+    let len = u32::try_from(size_of::<T>()).expect("a small struct");
+    let [low, high] = pointer((&raw mut info).cast());
+    bpf(
+        BPF_OBJ_GET_INFO_BY_FD,
+        &attributes(&[raw(object.as_raw_fd()), len, low, high]),
+    )?;
+    Ok(info)
+}
+
+/// Pins a link or map.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let [low, high] = pointer(path.as_ptr().cast());
+    bpf(
+        BPF_OBJ_PIN,
+        &attributes(&[low, high, raw(object.as_raw_fd())]),
+    )
+    .map(drop)
+}
+
+/// Opens a pin.
+pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let [low, high] = pointer(path.as_ptr().cast());
+    let fd = bpf(BPF_OBJ_GET, &attributes(&[low, high]))?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Deletes an element of a map with 4-byte keys.
+pub(super) fn delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
+    let [low, high] = pointer((&raw const key).cast());
+    let head = [raw(map.as_raw_fd()), 0, low, high];
+    bpf(BPF_MAP_DELETE_ELEM, &attributes(&head)).map(drop)
+}
+
+fn attributes(head: &[u32]) -> Attributes {
+    let mut words = [0; 16];
+    words[..head.len()].copy_from_slice(head);
+    Attributes(words)
+}
+
+fn raw(fd: RawFd) -> u32 {
+    u32::try_from(fd).expect("an open descriptor is not negative")
+}
+
+/// A pointer as the two words that hold it in the attributes (they are 64 bits, native order).
+fn pointer(pointer: *const libc::c_void) -> [u32; 2] {
+    let bytes = (pointer as u64).to_ne_bytes();
+    let [a, b, c, d, e, f, g, h] = bytes;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+    ]
+}
+
+fn bpf(command: libc::c_long, attributes: &Attributes) -> io::Result<RawFd> {
+    // SAFETY: the attributes are at least as large as the size given, and every pointer in
+    // them is to memory that outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_ref(attributes),
+            size_of::<Attributes>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(RawFd::try_from(result).expect("bpf(2) returns descriptors and zero"))
+}

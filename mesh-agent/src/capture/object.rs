@@ -1,0 +1,183 @@
+//! The embedded object, its programs, and the links they run in.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use aya::programs::{Program, ProgramFd};
+use aya::{Ebpf, EbpfLoader};
+use mesh_common::map_name;
+
+use super::bpf::{self, AttachType, Target};
+use super::error::{self, CaptureError, Result};
+use super::pins::Pins;
+
+/// Built by `cargo xtask ebpf`, embedded by the build script; empty when it wasn't built.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf.o"));
+
+const MAPS: [&str; 10] = [
+    map_name::CONFIG,
+    map_name::PODS,
+    map_name::FLOWS,
+    map_name::PENDING,
+    map_name::LISTENERS,
+    map_name::SOCKETS,
+    map_name::WALLS,
+    map_name::REFUSALS,
+    map_name::EVENTS,
+    map_name::EVENT_BUDGETS,
+];
+
+/// Where a program is attached for all pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The root of the hierarchy: every process of the node.
+    Root,
+    /// The mesh's subtree: workers.
+    Mesh,
+}
+
+/// Programs that are attached once, by the name they and their links have.
+pub(super) const ATTACHED_ONCE: [(&str, Place, AttachType); 12] = [
+    ("connect4", Place::Root, AttachType::Inet4Connect),
+    ("connect6", Place::Root, AttachType::Inet6Connect),
+    ("bind4", Place::Root, AttachType::Inet4Bind),
+    ("bind6", Place::Root, AttachType::Inet6Bind),
+    ("getpeername4", Place::Root, AttachType::Inet4Getpeername),
+    ("getpeername6", Place::Root, AttachType::Inet6Getpeername),
+    ("getsockname4", Place::Root, AttachType::Inet4Getsockname),
+    ("getsockname6", Place::Root, AttachType::Inet6Getsockname),
+    ("sock_release", Place::Root, AttachType::InetSockRelease),
+    ("tcp_events", Place::Root, AttachType::SockOps),
+    ("getsockopt", Place::Mesh, AttachType::Getsockopt),
+    ("setsockopt", Place::Mesh, AttachType::Setsockopt),
+];
+/// The steering program, an instance per pod; its links are `steer-<slot>`.
+pub(super) const STEER: &str = "steer";
+/// The wall; its links are `wall-<ifindex>`.
+pub(super) const WALL: &str = "wall";
+/// Global that tells an instance of [`STEER`] its pod.
+const SLOT: &str = "SLOT";
+
+/// Parses the object against pinned maps, making those that aren't there. Loads no program yet.
+pub(super) fn open(pins: &Pins, slot: u32) -> Result<Ebpf> {
+    if OBJECT.is_empty() {
+        return Err(CaptureError::NoObject);
+    }
+    let mut loader = EbpfLoader::new();
+    for map in MAPS {
+        loader.map_pin_path(map, pins.map(map));
+    }
+    loader.override_global(SLOT, &slot, true);
+    loader
+        .load(OBJECT)
+        .map_err(|e| CaptureError::Load(Box::new(e)))
+}
+
+/// Loads a program that may be loaded already.
+pub(super) fn load_once<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a ProgramFd> {
+    if object.program(name).is_some_and(|p| p.fd().is_ok()) {
+        return loaded(object, name);
+    }
+    load(object, name)
+}
+
+fn loaded<'a>(object: &'a Ebpf, name: &str) -> Result<&'a ProgramFd> {
+    object
+        .program(name)
+        .and_then(|p| p.fd().ok())
+        .ok_or_else(|| CaptureError::ObjectLacks {
+            what: "program",
+            name: name.to_owned(),
+        })
+}
+
+/// Loads one program into the kernel.
+pub(super) fn load<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a ProgramFd> {
+    let program = object
+        .program_mut(name)
+        .ok_or_else(|| CaptureError::ObjectLacks {
+            what: "program",
+            name: name.to_owned(),
+        })?;
+    let failed = |source| CaptureError::Program {
+        name: name.to_owned(),
+        source: Box::new(source),
+    };
+    match &mut *program {
+        Program::CgroupSockAddr(p) => p.load(),
+        Program::CgroupSock(p) => p.load(),
+        Program::CgroupSockopt(p) => p.load(),
+        Program::SockOps(p) => p.load(),
+        Program::SkLookup(p) => p.load(),
+        Program::SchedClassifier(p) => p.load(),
+        _ => {
+            return Err(CaptureError::ObjectLacks {
+                what: "program of the expected type",
+                name: name.to_owned(),
+            });
+        }
+    }
+    .map_err(failed)?;
+    program.fd().map_err(failed)
+}
+
+/// Attaches a program and pins its link.
+pub(super) fn attach(
+    pins: &Pins,
+    link: &str,
+    program: &ProgramFd,
+    target: &Target<'_>,
+    attach_type: AttachType,
+) -> Result<()> {
+    let flags = match attach_type {
+        AttachType::TcxIngress => bpf::BPF_F_BEFORE,
+        _ => 0,
+    };
+    let path = pins.link(link);
+    let fd = bpf::link_create(program.as_fd(), target, attach_type, flags)
+        .map_err(error::io("attaching", &path))?;
+    bpf::pin(fd.as_fd(), &path).map_err(error::io("pinning the link", &path))
+}
+
+/// What became of a link that should run a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Updated {
+    /// It runs the same code already.
+    Same,
+    /// It runs the new program now.
+    Replaced,
+    /// There is none, or what it hung on is gone.
+    Gone,
+}
+
+/// Makes a pinned link run this program's code, in one step: never two, never none.
+pub(super) fn update(pins: &Pins, link: &str, program: &ProgramFd) -> Result<Updated> {
+    let path = pins.link(link);
+    let Some(fd) = open_link(pins, link)? else {
+        return Ok(Updated::Gone);
+    };
+    let info = bpf::link_info(fd.as_fd()).map_err(error::io("asking the link", &path))?;
+    let ours =
+        bpf::program_tag(program.as_fd()).map_err(error::io("asking for the tag of", &path))?;
+    // A link whose target is gone has no program.
+    if bpf::program_by_id(info.program_id)
+        .and_then(|running| bpf::program_tag(running.as_fd()))
+        .is_ok_and(|running| running == ours)
+    {
+        return Ok(Updated::Same);
+    }
+    match bpf::link_update(fd.as_fd(), program.as_fd()) {
+        Ok(()) => Ok(Updated::Replaced),
+        Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => Ok(Updated::Gone),
+        Err(e) => Err(error::io("replacing the program of the link", path)(e)),
+    }
+}
+
+/// Opens a pinned link; `None` if there is none.
+pub(super) fn open_link(pins: &Pins, link: &str) -> Result<Option<OwnedFd>> {
+    let path = pins.link(link);
+    match bpf::open(&path) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(e) => Err(error::io("opening the link", path)(e)),
+    }
+}

@@ -1,0 +1,319 @@
+//! What one pod has in the kernel: maps, wall, steering, enrolment.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use aya::maps::MapError;
+use aya::programs::ProgramFd;
+use mesh_common::{
+    EventBudget, FLOWS_PER_POD, KernelReason, LISTENER_PLAINTEXT_V4, LISTENER_PLAINTEXT_V6,
+    LISTENERS_PER_POD, MAX_PODS, PodConfig, REASON_SLOTS, WallConfig, map_name,
+};
+
+use super::abi::{self, Abi, PodFlows, PodPending};
+use super::bpf::{self, AttachType, Target};
+use super::error::{self, CaptureError, Result};
+use super::object::{self, Updated};
+use super::{Capture, clsact, pins};
+
+const BPF_F_NO_PREALLOC: u32 = 1;
+
+impl Capture {
+    /// Gives a slot fresh maps and zeroed counters. First step of an enrolment.
+    ///
+    /// # Errors
+    /// If a map can't be made or changed.
+    pub fn prepare_pod(&mut self, slot: u32) -> Result<()> {
+        check(slot)?;
+        let flows = PodFlows::create(FLOWS_PER_POD, BPF_F_NO_PREALLOC);
+        flows
+            .and_then(|flows| self.maps.flows.set(slot, &flows, 0))
+            .map_err(abi::failed(map_name::FLOWS))?;
+        let pending = PodPending::create(FLOWS_PER_POD, BPF_F_NO_PREALLOC);
+        pending
+            .and_then(|pending| self.maps.pending.set(slot, &pending, 0))
+            .map_err(abi::failed(map_name::PENDING))?;
+        self.zero_counters(slot)
+    }
+
+    /// Puts the wall on the host's side of a pod's veth, in the caller's network namespace,
+    /// before every other tcx program. Does nothing but update `wall` if it stands.
+    ///
+    /// # Errors
+    /// If the device is gone or the kernel refuses.
+    pub fn attach_wall(&mut self, ifindex: u32, wall: WallConfig) -> Result<()> {
+        check(wall.slot)?;
+        self.maps
+            .walls
+            .insert(ifindex, Abi(wall), 0)
+            .map_err(abi::failed(map_name::WALLS))?;
+        let program = object::load_once(&mut self.object, object::WALL)?;
+        let link = wall_link(ifindex);
+        if object::update(&self.pins, &link, program)? != Updated::Gone {
+            return Ok(());
+        }
+        pins::remove(&self.pins.link(&link))?;
+        let target = Target::Ifindex(ifindex);
+        match object::attach(&self.pins, &link, program, &target, AttachType::TcxIngress) {
+            // No tcx before Linux 6.6.
+            Err(CaptureError::Io { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+                clsact::attach(&mut self.object, ifindex)
+            }
+            other => other,
+        }
+    }
+
+    /// Hands the plaintext listeners to `sk_lookup`; replaces those of an earlier worker.
+    ///
+    /// # Errors
+    /// If a descriptor is no listening TCP socket.
+    pub fn set_listeners(
+        &mut self,
+        slot: u32,
+        v4: BorrowedFd<'_>,
+        v6: Option<BorrowedFd<'_>>,
+    ) -> Result<()> {
+        check(slot)?;
+        let listeners = &mut self.maps.listeners;
+        let first = slot * LISTENERS_PER_POD;
+        listeners
+            .set(first + LISTENER_PLAINTEXT_V4, &v4, 0)
+            .map_err(abi::failed(map_name::LISTENERS))?;
+        match v6 {
+            Some(v6) => listeners.set(first + LISTENER_PLAINTEXT_V6, &v6, 0),
+            None => absent(listeners.clear_index(&(first + LISTENER_PLAINTEXT_V6))),
+        }
+        .map_err(abi::failed(map_name::LISTENERS))
+    }
+
+    /// Attaches this pod's `sk_lookup` to its network namespace: from now on inbound TCP goes
+    /// to the worker's listener or nowhere. Does nothing if it is attached there.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn steer(&mut self, slot: u32, netns: BorrowedFd<'_>) -> Result<()> {
+        check(slot)?;
+        let link = steer_link(slot);
+        if let Some(fd) = object::open_link(&self.pins, &link)? {
+            let path = self.pins.link(&link);
+            let info = bpf::link_info(fd.as_fd()).map_err(error::io("asking the link", &path))?;
+            if u64::from(info.target) == inode(netns)? {
+                return Ok(());
+            }
+            pins::remove(&path)?;
+        }
+        let mut instance = object::open(&self.pins, slot)?;
+        let program = object::load(&mut instance, object::STEER)?;
+        let target = Target::Fd(netns);
+        object::attach(&self.pins, &link, program, &target, AttachType::SkLookup)
+    }
+
+    /// Enrols the pod: from now on its connections are captured. Last step; one insert.
+    /// Replaces what was said of the pod before.
+    ///
+    /// # Errors
+    /// If the insert fails.
+    pub fn enrol(&mut self, netns_cookie: u64, pod: PodConfig) -> Result<()> {
+        check(pod.slot)?;
+        self.maps
+            .pods
+            .insert(netns_cookie, Abi(pod), 0)
+            .map_err(abi::failed(map_name::PODS))
+    }
+
+    /// Takes a pod out: enrolment, steering, walls, listeners, maps. What isn't there is no
+    /// error. Call it in the network namespace that the walls are in.
+    ///
+    /// # Errors
+    /// The first thing that can't be removed; the rest is removed all the same.
+    pub fn withdraw(&mut self, netns_cookie: u64, slot: u32, ifindexes: &[u32]) -> Result<()> {
+        check(slot)?;
+        let mut results = vec![
+            absent(self.maps.pods.remove(&netns_cookie)).map_err(abi::failed(map_name::PODS)),
+            pins::remove(&self.pins.link(&steer_link(slot))),
+        ];
+        for &ifindex in ifindexes {
+            results.push(pins::remove(&self.pins.link(&wall_link(ifindex))));
+            if self.maps.walls.get(&ifindex, 0).is_ok() {
+                results.push(clsact::detach(ifindex));
+            }
+            results.push(
+                absent(self.maps.walls.remove(&ifindex)).map_err(abi::failed(map_name::WALLS)),
+            );
+        }
+        for kind in [LISTENER_PLAINTEXT_V4, LISTENER_PLAINTEXT_V6] {
+            let index = slot * LISTENERS_PER_POD + kind;
+            results.push(
+                absent(self.maps.listeners.clear_index(&index))
+                    .map_err(abi::failed(map_name::LISTENERS)),
+            );
+        }
+        for name in [map_name::FLOWS, map_name::PENDING] {
+            results.push(self.remove_inner(name, slot));
+        }
+        results.push(self.zero_counters(slot));
+        results.into_iter().collect()
+    }
+
+    /// Who is enrolled, by netns cookie: for re-adoption.
+    ///
+    /// # Errors
+    /// If the map can't be read.
+    pub fn enrolled(&self) -> Result<Vec<(u64, PodConfig)>> {
+        self.maps
+            .pods
+            .iter()
+            .map(|entry| entry.map(|(cookie, Abi(pod))| (cookie, pod)))
+            .collect::<Result<_, _>>()
+            .map_err(abi::failed(map_name::PODS))
+    }
+
+    /// Walls that stand, by ifindex: for re-adoption.
+    ///
+    /// # Errors
+    /// If the map can't be read.
+    pub fn walls(&self) -> Result<Vec<(u32, WallConfig)>> {
+        self.maps
+            .walls
+            .iter()
+            .map(|entry| entry.map(|(ifindex, Abi(wall))| (ifindex, wall)))
+            .collect::<Result<_, _>>()
+            .map_err(abi::failed(map_name::WALLS))
+    }
+
+    /// Exact counts of a pod's refusals, those above zero.
+    ///
+    /// # Errors
+    /// If the map can't be read.
+    pub fn refusals(&self, slot: u32) -> Result<Vec<(KernelReason, u64)>> {
+        check(slot)?;
+        let mut counts = Vec::new();
+        for reason in KernelReason::ALL {
+            let index = slot * REASON_SLOTS + reason as u32;
+            let count = self
+                .maps
+                .refusals
+                .get(&index, 0)
+                .map_err(abi::failed(map_name::REFUSALS))?;
+            if count > 0 {
+                counts.push((reason, count));
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Entries that a pod has in `FLOWS` and in `PENDING`: connections between `connect()` and
+    /// the accept side's establishment.
+    ///
+    /// # Errors
+    /// If the slot has no maps, or they can't be read.
+    pub fn unfinished(&self, slot: u32) -> Result<(usize, usize)> {
+        check(slot)?;
+        let flows = self.maps.flows.get(&slot, 0);
+        let pending = self.maps.pending.get(&slot, 0);
+        let flows = flows.map_err(abi::failed(map_name::FLOWS))?;
+        let pending = pending.map_err(abi::failed(map_name::PENDING))?;
+        Ok((flows.keys().count(), pending.keys().count()))
+    }
+
+    /// Lets every wall run this agent's program.
+    pub(super) fn update_walls(&mut self) -> Result<()> {
+        for (ifindex, wall) in self.walls()? {
+            let program = object::load_once(&mut self.object, object::WALL)?;
+            if object::update(&self.pins, &wall_link(ifindex), program)? == Updated::Gone {
+                // A clsact wall, or one whose device went away while no agent ran.
+                if clsact::stands(ifindex) {
+                    self.attach_wall(ifindex, wall)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets every pod's steering run this agent's program. Each has its own instance, with
+    /// its slot in it.
+    pub(super) fn update_steering(&mut self) -> Result<()> {
+        for link in self.pins.links()? {
+            let Some(slot) = link
+                .strip_prefix("steer-")
+                .and_then(|slot| slot.parse().ok())
+            else {
+                continue;
+            };
+            let mut instance = object::open(&self.pins, slot)?;
+            let program: &ProgramFd = object::load(&mut instance, object::STEER)?;
+            // A namespace that is gone needs no steering; `withdraw` removes the pin.
+            let _: Updated = object::update(&self.pins, &link, program)?;
+        }
+        Ok(())
+    }
+
+    fn remove_inner(&self, name: &'static str, slot: u32) -> Result<()> {
+        let outer = abi::data(&self.pins, name).map_err(abi::failed(name))?;
+        match bpf::delete(outer.fd().as_fd(), slot) {
+            Err(e) if e.raw_os_error() != Some(libc::ENOENT) => {
+                Err(error::io("emptying the slot in", self.pins.map(name))(e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn zero_counters(&mut self, slot: u32) -> Result<()> {
+        for reason in 0..REASON_SLOTS {
+            self.maps
+                .refusals
+                .set(slot * REASON_SLOTS + reason, 0, 0)
+                .map_err(abi::failed(map_name::REFUSALS))?;
+        }
+        let budget = EventBudget {
+            window_start_ns: 0,
+            sent: 0,
+            suppressed: 0,
+        };
+        self.maps
+            .event_budgets
+            .set(slot, Abi(budget), 0)
+            .map_err(abi::failed(map_name::EVENT_BUDGETS))
+    }
+}
+
+fn wall_link(ifindex: u32) -> String {
+    format!("wall-{ifindex}")
+}
+
+fn steer_link(slot: u32) -> String {
+    format!("steer-{slot}")
+}
+
+fn check(slot: u32) -> Result<()> {
+    if slot < MAX_PODS {
+        return Ok(());
+    }
+    Err(CaptureError::Slot {
+        slot,
+        max: MAX_PODS,
+    })
+}
+
+/// An entry that isn't there is removed already. Sockmaps say `EINVAL`.
+fn absent(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(ref e))
+            if matches!(e.io_error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn inode(file: BorrowedFd<'_>) -> Result<u64> {
+    nix::sys::stat::fstat(file)
+        .map(|stat| stat.st_ino)
+        .map_err(io::Error::from)
+        .map_err(error::io(
+            "asking for the inode of",
+            format!("/proc/self/fd/{}", file.as_raw_fd()),
+        ))
+}

@@ -1,0 +1,53 @@
+//! Every map. Their names are ABI (`mesh_common::map_name`).
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, RingBuf, SkStorage, SockMap};
+use aya_ebpf::macros::btf_map;
+use mesh_common::{
+    EventBudget, FLOWS_PER_POD, Flow, FlowKey, GlobalConfig, LISTENERS_PER_POD, MAX_PODS,
+    PodConfig, REASON_SLOTS, RefusalEvent, SocketState, WallConfig,
+};
+
+const PODS_LEN: usize = MAX_PODS as usize;
+const EVENTS_BYTES: usize = 256 * 1024;
+
+/// Tuples of one pod.
+pub(crate) type PodFlows =
+    HashMap<FlowKey, Flow, { FLOWS_PER_POD as usize }, { BPF_F_NO_PREALLOC as usize }>;
+/// Sockets of one pod between `connect` and the accept side's establishment.
+pub(crate) type PodPending =
+    HashMap<u64, u64, { FLOWS_PER_POD as usize }, { BPF_F_NO_PREALLOC as usize }>;
+
+#[btf_map]
+pub(crate) static CONFIG: Array<GlobalConfig, 1> = Array::new();
+
+#[btf_map]
+pub(crate) static PODS: HashMap<u64, PodConfig, PODS_LEN> = HashMap::new();
+
+#[btf_map]
+pub(crate) static FLOWS: ArrayOfMaps<PodFlows, PODS_LEN> = ArrayOfMaps::new();
+
+#[btf_map]
+pub(crate) static PENDING: ArrayOfMaps<PodPending, PODS_LEN> = ArrayOfMaps::new();
+
+#[btf_map]
+pub(crate) static LISTENERS: SockMap<{ PODS_LEN * LISTENERS_PER_POD as usize }> = SockMap::new();
+
+#[btf_map]
+pub(crate) static SOCKETS: SkStorage<SocketState> = SkStorage::new();
+
+#[btf_map]
+pub(crate) static WALLS: HashMap<u32, WallConfig, { 4 * PODS_LEN }> = HashMap::new();
+
+#[btf_map]
+pub(crate) static REFUSALS: Array<u64, { PODS_LEN * REASON_SLOTS as usize }> = Array::new();
+
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<RefusalEvent, EVENTS_BYTES> = RingBuf::new();
+
+#[btf_map]
+pub(crate) static EVENT_BUDGETS: Array<EventBudget, PODS_LEN> = Array::new();
+
+/// The slot that this instance of `sk_lookup` serves; the loader sets it for each pod.
+#[unsafe(no_mangle)]
+pub(crate) static SLOT: u32 = u32::MAX;

@@ -1,0 +1,186 @@
+//! Frames as the wall reads them: from the bytes, never from what the sender claimed
+//! about them (`skb->protocol`).
+
+use aya_ebpf::programs::TcContext;
+use mesh_common::KernelReason;
+
+use crate::address::Address;
+use crate::context::field;
+
+const ETHERNET_BYTES: u32 = 14;
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+
+const IPV4_BYTES: u32 = 20;
+const IPV6_BYTES: u32 = 40;
+/// More fragments, or an offset.
+const IPV4_FRAGMENT: u16 = 0x3fff;
+/// An offset, or more fragments.
+const IPV6_FRAGMENT: u16 = 0xfff9;
+/// Extension headers that are followed; no sane packet has more.
+const EXTENSION_HEADERS: usize = 6;
+
+pub(crate) const PROTOCOL_ICMP: u8 = 1;
+pub(crate) const PROTOCOL_TCP: u8 = 6;
+pub(crate) const PROTOCOL_UDP: u8 = 17;
+pub(crate) const PROTOCOL_ICMPV6: u8 = 58;
+const HEADER_HOP_BY_HOP: u8 = 0;
+const HEADER_FRAGMENT: u8 = 44;
+const HEADER_DESTINATION: u8 = 60;
+
+/// What a frame carries.
+pub(crate) enum Frame {
+    /// Address resolution: not routed anywhere.
+    Arp,
+    /// An IP packet.
+    Ip(Packet),
+}
+
+/// An IP packet up to its transport.
+pub(crate) struct Packet {
+    pub(crate) v6: bool,
+    pub(crate) source: Address,
+    pub(crate) destination: Address,
+    pub(crate) protocol: u8,
+    pub(crate) fragment: bool,
+    /// Offset of the transport's header in the frame.
+    pub(crate) transport: u32,
+    /// Where the IP packet ends in the frame, by its own header.
+    pub(crate) end: u32,
+}
+
+/// A TCP header without its options.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct TcpHeader {
+    source_port: u16,
+    destination_port: u16,
+    sequence: u32,
+    acknowledgement: u32,
+    offset: u8,
+    flags: u8,
+    window: u16,
+    checksum: u16,
+    urgent: u16,
+}
+
+/// What the wall judges a TCP segment by.
+pub(crate) struct Segment {
+    pub(crate) source_port: u16,
+    pub(crate) destination_port: u16,
+    pub(crate) flags: u8,
+    /// Offset of the first option in the frame.
+    pub(crate) options: u32,
+    /// Offset of the payload in the frame.
+    pub(crate) payload: u32,
+}
+
+pub(crate) const TCP_FIN: u8 = 0x01;
+pub(crate) const TCP_SYN: u8 = 0x02;
+pub(crate) const TCP_RST: u8 = 0x04;
+pub(crate) const TCP_PSH: u8 = 0x08;
+pub(crate) const TCP_ACK: u8 = 0x10;
+pub(crate) const TCP_URG: u8 = 0x20;
+
+/// Reads a frame, or says why it can't pass whatever it is.
+#[inline(always)]
+pub(crate) fn parse(ctx: &TcContext) -> Result<Frame, KernelReason> {
+    let skb = ctx.skb.skb;
+    if field!(skb, vlan_present) != 0 {
+        return Err(KernelReason::WallProtocol);
+    }
+    match u16::from_be(load(ctx, 12)?) {
+        ETHERTYPE_ARP => Ok(Frame::Arp),
+        ETHERTYPE_IPV4 => Ok(Frame::Ip(parse_v4(ctx)?)),
+        ETHERTYPE_IPV6 => Ok(Frame::Ip(parse_v6(ctx)?)),
+        // VLAN tags are among these: the pod's device is no trunk.
+        _ => Err(KernelReason::WallProtocol),
+    }
+}
+
+#[inline(always)]
+fn parse_v4(ctx: &TcContext) -> Result<Packet, KernelReason> {
+    let version_length: u8 = load(ctx, ETHERNET_BYTES)?;
+    let header = u32::from(version_length & 0xf) * 4;
+    if version_length >> 4 != 4 || header < IPV4_BYTES {
+        return Err(KernelReason::WallUnparsable);
+    }
+    let total = u16::from_be(load(ctx, ETHERNET_BYTES + 2)?);
+    let fragment = u16::from_be(load(ctx, ETHERNET_BYTES + 6)?) & IPV4_FRAGMENT != 0;
+    Ok(Packet {
+        v6: false,
+        source: Address::v4(load(ctx, ETHERNET_BYTES + 12)?),
+        destination: Address::v4(load(ctx, ETHERNET_BYTES + 16)?),
+        protocol: load(ctx, ETHERNET_BYTES + 9)?,
+        fragment,
+        transport: ETHERNET_BYTES + header,
+        end: ETHERNET_BYTES + u32::from(total),
+    })
+}
+
+#[inline(always)]
+fn parse_v6(ctx: &TcContext) -> Result<Packet, KernelReason> {
+    let version: u8 = load(ctx, ETHERNET_BYTES)?;
+    if version >> 4 != 6 {
+        return Err(KernelReason::WallUnparsable);
+    }
+    let payload = u16::from_be(load(ctx, ETHERNET_BYTES + 4)?);
+    let mut packet = Packet {
+        v6: true,
+        source: Address(load(ctx, ETHERNET_BYTES + 8)?),
+        destination: Address(load(ctx, ETHERNET_BYTES + 24)?),
+        protocol: load(ctx, ETHERNET_BYTES + 6)?,
+        fragment: false,
+        transport: ETHERNET_BYTES + IPV6_BYTES,
+        end: ETHERNET_BYTES + IPV6_BYTES + u32::from(payload),
+    };
+    for _ in 0..EXTENSION_HEADERS {
+        match packet.protocol {
+            HEADER_HOP_BY_HOP | HEADER_DESTINATION => {
+                let [next, length]: [u8; 2] = load(ctx, packet.transport)?;
+                packet.protocol = next;
+                packet.transport += (u32::from(length) + 1) * 8;
+            }
+            HEADER_FRAGMENT => {
+                let next: u8 = load(ctx, packet.transport)?;
+                let offset = u16::from_be(load(ctx, packet.transport + 2)?);
+                packet.protocol = next;
+                packet.transport += 8;
+                packet.fragment = true;
+                if offset & IPV6_FRAGMENT != 0 {
+                    // What follows may be in another fragment.
+                    return Ok(packet);
+                }
+            }
+            _ => return Ok(packet),
+        }
+    }
+    Err(KernelReason::WallUnparsable)
+}
+
+impl Packet {
+    /// The TCP segment; the packet must be TCP and no fragment.
+    #[inline(always)]
+    pub(crate) fn segment(&self, ctx: &TcContext) -> Result<Segment, KernelReason> {
+        let header: TcpHeader = load(ctx, self.transport)?;
+        let length = u32::from(header.offset >> 4) * 4;
+        if length < size_of::<TcpHeader>() as u32 {
+            return Err(KernelReason::WallUnparsable);
+        }
+        Ok(Segment {
+            source_port: u16::from_be(header.source_port),
+            destination_port: u16::from_be(header.destination_port),
+            flags: header.flags,
+            options: self.transport + size_of::<TcpHeader>() as u32,
+            payload: self.transport + length,
+        })
+    }
+}
+
+/// Reads from the frame, wherever its bytes are; a frame that is too short can't be parsed.
+#[inline(always)]
+pub(crate) fn load<T>(ctx: &TcContext, offset: u32) -> Result<T, KernelReason> {
+    ctx.load(offset as usize)
+        .map_err(|_| KernelReason::WallUnparsable)
+}

@@ -1,0 +1,101 @@
+//! Every refusal is counted exactly, and reported within the pod's budget.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use mesh_common::{EVENTS_PER_POD_PER_SECOND, KernelReason, REASON_SLOTS, RefusalEvent};
+
+use crate::address::Address;
+use crate::maps::{EVENT_BUDGETS, EVENTS, REFUSALS};
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// Who wanted what.
+pub(crate) struct Attempt {
+    pub(crate) source: Address,
+    pub(crate) source_port: u16,
+    pub(crate) destination: Address,
+    pub(crate) destination_port: u16,
+    pub(crate) protocol: u32,
+}
+
+impl Attempt {
+    /// An attempt whose source has no address yet.
+    #[inline(always)]
+    pub(crate) fn to(destination: Address, destination_port: u16, protocol: u32) -> Self {
+        Self {
+            source: Address::UNSPECIFIED,
+            source_port: 0,
+            destination,
+            destination_port,
+            protocol,
+        }
+    }
+}
+
+/// Counts and reports one refusal.
+#[inline(always)]
+pub(crate) fn record(slot: u32, reason: KernelReason, attempt: &Attempt) {
+    let reason = reason as u32;
+    if let Some(counter) = REFUSALS.get_ptr_mut(slot * REASON_SLOTS + reason) {
+        // SAFETY: an aligned u64 of the map.
+        unsafe { increment(counter) };
+    }
+    report(slot, reason, attempt);
+}
+
+/// Adds one atomically. `core` has no read-modify-write for this target.
+///
+/// # Safety
+/// `counter` must point to an aligned u64 that only atomic operations access.
+#[inline(always)]
+unsafe fn increment(counter: *mut u64) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({counter} + 0) += {one}",
+            counter = in(reg) counter,
+            one = in(reg) 1_u64,
+            options(nostack),
+        );
+    }
+}
+
+/// The budget is not exact when processors race for it; the counters are.
+#[inline(always)]
+fn report(slot: u32, reason: u32, attempt: &Attempt) {
+    let Some(budget) = EVENT_BUDGETS.get_ptr_mut(slot) else {
+        return;
+    };
+    // SAFETY: takes nothing.
+    let time_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: an element of the array; racing writers only blur the budget.
+    let budget = unsafe { &mut *budget };
+    if time_ns.wrapping_sub(budget.window_start_ns) > SECOND_NS {
+        budget.window_start_ns = time_ns;
+        budget.sent = 0;
+    }
+    if budget.sent >= EVENTS_PER_POD_PER_SECOND {
+        budget.suppressed += 1;
+        return;
+    }
+    budget.sent += 1;
+    let suppressed = if budget.suppressed > 0xffff {
+        u16::MAX
+    } else {
+        budget.suppressed as u16
+    };
+    let event = RefusalEvent {
+        time_ns,
+        reason,
+        slot,
+        source: attempt.source.bytes(),
+        destination: attempt.destination.bytes(),
+        source_port: attempt.source_port,
+        destination_port: attempt.destination_port,
+        protocol: attempt.protocol as u16,
+        suppressed,
+    };
+    match EVENTS.output(&event, 0) {
+        Ok(()) => budget.suppressed = 0,
+        Err(_) => budget.suppressed += 1,
+    }
+}

@@ -1,0 +1,211 @@
+//! tc ingress on the host's side of the pod's veth: TCP leaves the pod only from a socket
+//! of the pod's own worker, with that socket's own addresses and ports. What the kernel sends
+//! without a full socket (RST, the ACK of TIME_WAIT, a SYN cookie) passes bare.
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_sock};
+use aya_ebpf::helpers::generated::{bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id};
+use aya_ebpf::programs::TcContext;
+use mesh_common::{KernelReason, POD_ALLOW_UDP, WallConfig};
+
+use crate::address::Address;
+use crate::context::field;
+use crate::maps::WALLS;
+use crate::packet::{
+    Frame, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, Segment, TCP_ACK,
+    TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN, TCP_URG, load, parse,
+};
+use crate::pod::worker_level;
+use crate::refusal::{self, Attempt};
+
+/// What this wall has no objection to; later programs on the device still decide.
+const PASS: i32 = TC_ACT_UNSPEC;
+const DROP: i32 = TC_ACT_SHOT as i32;
+/// `TCP_LISTEN` in `bpf_sock.state`.
+const STATE_LISTEN: u32 = 10;
+
+const OPTION_END: u8 = 0;
+const OPTION_NOP: u8 = 1;
+const OPTION_MSS: u8 = 2;
+const OPTION_WINDOW_SCALE: u8 = 3;
+const OPTION_SACK_PERMITTED: u8 = 4;
+const OPTION_TIMESTAMP: u8 = 8;
+/// Options a bare segment can have; 40 bytes hold no more that make sense.
+const BARE_OPTIONS: usize = 16;
+
+/// Why a frame is dropped, with what is known of it.
+struct Refused {
+    reason: KernelReason,
+    attempt: Attempt,
+}
+
+#[inline(always)]
+pub(crate) fn wall(ctx: &TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let ifindex = field!(skb, ifindex);
+    // SAFETY: the entry is only read.
+    let Some(wall) = (unsafe { WALLS.get(ifindex) }) else {
+        // Attached, but nobody says for whom: nothing leaves.
+        return DROP;
+    };
+    match judge(ctx, wall) {
+        Ok(()) => PASS,
+        Err(refused) => {
+            refusal::record(wall.slot, refused.reason, &refused.attempt);
+            DROP
+        }
+    }
+}
+
+#[inline(always)]
+fn judge(ctx: &TcContext, wall: &WallConfig) -> Result<(), Refused> {
+    let unknown = |reason| Refused {
+        reason,
+        attempt: Attempt::to(Address::UNSPECIFIED, 0, 0),
+    };
+    let packet = match parse(ctx).map_err(unknown)? {
+        Frame::Arp => return Ok(()),
+        Frame::Ip(packet) => packet,
+    };
+    let refused = |reason| Refused {
+        reason,
+        attempt: Attempt {
+            source: packet.source,
+            source_port: 0,
+            destination: packet.destination,
+            destination_port: 0,
+            protocol: u32::from(packet.protocol),
+        },
+    };
+    match packet.protocol {
+        PROTOCOL_TCP if packet.fragment => Err(refused(KernelReason::WallFragment)),
+        PROTOCOL_TCP => {
+            let segment = packet.segment(ctx).map_err(refused)?;
+            judge_tcp(ctx, wall, &packet, &segment).map_err(|reason| {
+                let mut refused = refused(reason);
+                refused.attempt.source_port = segment.source_port;
+                refused.attempt.destination_port = segment.destination_port;
+                refused
+            })
+        }
+        PROTOCOL_UDP if wall.flags & POD_ALLOW_UDP != 0 => Ok(()),
+        PROTOCOL_ICMP if !packet.v6 => Ok(()),
+        PROTOCOL_ICMPV6 if packet.v6 => Ok(()),
+        // A fragment whose first header hides what follows.
+        _ if packet.fragment => Err(refused(KernelReason::WallFragment)),
+        _ => Err(refused(KernelReason::WallProtocol)),
+    }
+}
+
+#[inline(always)]
+fn judge_tcp(
+    ctx: &TcContext,
+    wall: &WallConfig,
+    packet: &Packet,
+    segment: &Segment,
+) -> Result<(), KernelReason> {
+    let skb = ctx.skb.skb;
+    let Some(level) = worker_level() else {
+        return Err(KernelReason::WallNotWorker);
+    };
+    // SAFETY: takes the program's context and a number.
+    let cgroup = unsafe { bpf_skb_ancestor_cgroup_id(skb, level) };
+    if cgroup != 0 && cgroup == wall.worker_cgroup_id {
+        return judge_worker(ctx, packet, segment);
+    }
+    // The kernel's own answers have the root cgroup or none, by its version.
+    // SAFETY: take the program's context and a number.
+    let (own, root) = unsafe { (bpf_skb_cgroup_id(skb), bpf_skb_ancestor_cgroup_id(skb, 0)) };
+    if own != root {
+        return Err(KernelReason::WallNotWorker);
+    }
+    judge_bare(ctx, packet, segment)
+}
+
+/// A worker's packet must carry its own socket's tuple: a pod with `CAP_NET_ADMIN` can
+/// rewrite what its worker sends.
+#[inline(always)]
+fn judge_worker(ctx: &TcContext, packet: &Packet, segment: &Segment) -> Result<(), KernelReason> {
+    let skb = ctx.skb.skb;
+    let sk: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
+    if sk.is_null() {
+        return Err(KernelReason::WallTupleMismatch);
+    }
+    if field!(sk, src_port) != u32::from(segment.source_port) {
+        return Err(KernelReason::WallTupleMismatch);
+    }
+    if field!(sk, state) == STATE_LISTEN {
+        // Some SYN+ACKs are owned by the listener, which has no peer.
+        let bare = segment.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN | TCP_ACK
+            && segment.payload == packet.end;
+        return if bare {
+            Ok(())
+        } else {
+            Err(KernelReason::WallTupleMismatch)
+        };
+    }
+    let (source, destination) = if packet.v6 {
+        (
+            Address([
+                field!(sk, src_ip6[0]),
+                field!(sk, src_ip6[1]),
+                field!(sk, src_ip6[2]),
+                field!(sk, src_ip6[3]),
+            ]),
+            Address([
+                field!(sk, dst_ip6[0]),
+                field!(sk, dst_ip6[1]),
+                field!(sk, dst_ip6[2]),
+                field!(sk, dst_ip6[3]),
+            ]),
+        )
+    } else {
+        (
+            Address::v4(field!(sk, src_ip4)),
+            Address::v4(field!(sk, dst_ip4)),
+        )
+    };
+    let same = u16::from_be(field!(sk, dst_port)) == segment.destination_port
+        && source == packet.source
+        && destination == packet.destination;
+    if same {
+        Ok(())
+    } else {
+        Err(KernelReason::WallTupleMismatch)
+    }
+}
+
+/// RST, a bare ACK or SYN+ACK, without payload and without options that could carry any.
+#[inline(always)]
+fn judge_bare(ctx: &TcContext, packet: &Packet, segment: &Segment) -> Result<(), KernelReason> {
+    let flags = segment.flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_PSH | TCP_ACK | TCP_URG);
+    let syn_ack = flags == TCP_SYN | TCP_ACK;
+    let kind = syn_ack || flags == TCP_ACK || flags == TCP_RST || flags == TCP_RST | TCP_ACK;
+    let nothing_more = segment.payload == packet.end && packet.end == ctx.len();
+    if !kind || !nothing_more || !bare_options(ctx, segment, syn_ack) {
+        return Err(KernelReason::WallBareSegment);
+    }
+    Ok(())
+}
+
+/// NOP and timestamp; a SYN cookie's SYN+ACK negotiates MSS, window scale and SACK as well.
+#[inline(always)]
+fn bare_options(ctx: &TcContext, segment: &Segment, syn_ack: bool) -> bool {
+    let mut at = segment.options;
+    for _ in 0..BARE_OPTIONS {
+        if at >= segment.payload {
+            return at == segment.payload;
+        }
+        let Ok(kind) = load::<u8>(ctx, at) else {
+            return false;
+        };
+        at += match kind {
+            OPTION_END | OPTION_NOP => 1,
+            OPTION_TIMESTAMP => 10,
+            OPTION_MSS if syn_ack => 4,
+            OPTION_WINDOW_SCALE if syn_ack => 3,
+            OPTION_SACK_PERMITTED if syn_ack => 2,
+            _ => return false,
+        };
+    }
+    at == segment.payload
+}
