@@ -143,26 +143,25 @@ fn judge_worker(ctx: &TcContext, packet: &Packet, segment: &Segment) -> Result<(
             Err(KernelReason::WallTupleMismatch)
         };
     }
+    // Both families are read whatever the packet is: LLVM would merge two branches' loads
+    // into one at a variable offset, which the verifier refuses.
+    let (source4, destination4) = (field!(sk, src_ip4), field!(sk, dst_ip4));
+    let source6 = Address([
+        field!(sk, src_ip6[0]),
+        field!(sk, src_ip6[1]),
+        field!(sk, src_ip6[2]),
+        field!(sk, src_ip6[3]),
+    ]);
+    let destination6 = Address([
+        field!(sk, dst_ip6[0]),
+        field!(sk, dst_ip6[1]),
+        field!(sk, dst_ip6[2]),
+        field!(sk, dst_ip6[3]),
+    ]);
     let (source, destination) = if packet.v6 {
-        (
-            Address([
-                field!(sk, src_ip6[0]),
-                field!(sk, src_ip6[1]),
-                field!(sk, src_ip6[2]),
-                field!(sk, src_ip6[3]),
-            ]),
-            Address([
-                field!(sk, dst_ip6[0]),
-                field!(sk, dst_ip6[1]),
-                field!(sk, dst_ip6[2]),
-                field!(sk, dst_ip6[3]),
-            ]),
-        )
+        (source6, destination6)
     } else {
-        (
-            Address::v4(field!(sk, src_ip4)),
-            Address::v4(field!(sk, dst_ip4)),
-        )
+        (Address::v4(source4), Address::v4(destination4))
     };
     let same = u16::from_be(field!(sk, dst_port)) == segment.destination_port
         && source == packet.source
