@@ -18,6 +18,7 @@
 
 pub mod app;
 pub mod cgroup;
+pub mod inject;
 pub mod interrupt;
 pub mod lab;
 pub mod manifest;

@@ -36,6 +36,12 @@ pub enum CgroupError {
         /// Why.
         source: io::Error,
     },
+    /// The agent is in a private cgroup namespace.
+    #[error(
+        "the machine's own cgroup namespace can't be entered: {0}. Run the agent in the host's pid \
+         namespace with CAP_SYS_ADMIN and CAP_SYS_PTRACE"
+    )]
+    Namespace(#[source] io::Error),
     /// Processes can't be moved into the mesh's cgroups.
     #[error(
         "a process can't be moved into {path}: {source}. The agent must see the host's cgroups: \

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
@@ -45,12 +45,9 @@ pub fn is_worker() -> bool {
 pub fn become_worker() -> Result<Confined, SandboxError> {
     let arguments = Arguments::parse(std::env::args_os().skip(1))?;
     let channel = take_channel()?;
-    confine(&arguments)
-        .map(|missing| Confined {
-            channel: channel.0,
-            missing,
-        })
-        .inspect_err(|error| {
+    match confine(&arguments) {
+        Ok(missing) => Ok(Confined { channel, missing }),
+        Err(error) => {
             let failed = StartFailed {
                 why: error.to_string(),
             };
@@ -59,8 +56,10 @@ pub fn become_worker() -> Result<Confined, SandboxError> {
                 message: Some(message),
             };
             // Without a listener there is nobody to tell; the exit says the rest.
-            let _ = channel::send_now(channel.1, &message);
-        })
+            let _ = channel::send_now(channel.as_fd(), &message);
+            Err(error)
+        }
+    }
 }
 
 fn confine(arguments: &Arguments) -> Result<Vec<String>, SandboxError> {
@@ -119,8 +118,8 @@ impl Arguments {
     }
 }
 
-/// The worker's end, owned, and the same descriptor to report a failure on.
-fn take_channel() -> Result<(OwnedFd, BorrowedFd<'static>), SandboxError> {
+/// The worker's end.
+fn take_channel() -> Result<OwnedFd, SandboxError> {
     for end in [WORKER_END, SUPERVISOR_END] {
         let kind = getsockopt(&inherited(end), sockopt::SockType);
         if kind != Ok(SockType::SeqPacket) {
@@ -133,8 +132,7 @@ fn take_channel() -> Result<(OwnedFd, BorrowedFd<'static>), SandboxError> {
         source,
     })?;
     // SAFETY: the descriptor is open, as just seen, and this is its only owner.
-    let channel = unsafe { OwnedFd::from_raw_fd(WORKER_END) };
-    Ok((channel, inherited(WORKER_END)))
+    Ok(unsafe { OwnedFd::from_raw_fd(WORKER_END) })
 }
 
 fn set_cloexec(fds: [RawFd; 2]) -> io::Result<()> {

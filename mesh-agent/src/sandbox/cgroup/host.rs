@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
@@ -14,26 +15,33 @@ use super::{CgroupError, MeshCgroup, make, remove};
 /// Name of the cgroup that the probe makes; no pod's, for those have an underscore.
 const PROBE: &str = "probe";
 
-/// Enters the cgroup namespace of PID 1: from a private one, moving a process to the mesh's
-/// cgroup is `ENOENT`. For this thread only, so it must be called before any other exists.
+/// Inode of the initial cgroup namespace (`PROC_CGROUP_INIT_INO`, `linux/proc_ns.h`).
+const INITIAL_NAMESPACE: u64 = 0xefff_fffb;
+
+/// Enters the machine's own cgroup namespace, by way of PID 1: from a private one, moving a
+/// process to the mesh's cgroup is `ENOENT`, and a cgroup's depth, which the eBPF programs
+/// need, can't be known. For this thread only, so it must be called before any other exists.
 ///
 /// # Errors
-/// [`CgroupError::Move`].
+/// [`CgroupError::Namespace`].
 pub fn enter_host_namespace() -> Result<(), CgroupError> {
-    let path = "/proc/1/ns/cgroup";
+    let inside = || -> io::Result<bool> {
+        Ok(fs::metadata("/proc/self/ns/cgroup")?.ino() == INITIAL_NAMESPACE)
+    };
     let enter = || -> io::Result<()> {
-        if fs::read_link(path)? == fs::read_link("/proc/self/ns/cgroup")? {
+        if inside()? {
             return Ok(());
         }
-        Ok(setns(
-            File::open(path)?.as_fd(),
+        setns(
+            File::open("/proc/1/ns/cgroup")?.as_fd(),
             CloneFlags::CLONE_NEWCGROUP,
-        )?)
+        )?;
+        if inside()? {
+            return Ok(());
+        }
+        Err(io::Error::other("PID 1 is in a private one itself"))
     };
-    enter().map_err(|source| CgroupError::Move {
-        path: path.into(),
-        source,
-    })
+    enter().map_err(CgroupError::Namespace)
 }
 
 /// Moves a short-lived child into a cgroup of the subtree and ends it, so that a machine
