@@ -41,6 +41,8 @@ fn rules(pid: u32) -> Result<Rules, seccompiler::BackendError> {
     let not_executable = rule(&[without_bit(2, libc::PROT_EXEC)?])?;
     rules.insert(libc::SYS_mmap, vec![not_executable.clone()]);
     rules.insert(libc::SYS_mprotect, vec![not_executable]);
+    // fstat() of glibc. With this flag a path could be given too: the root is empty.
+    rules.insert(libc::SYS_newfstatat, one_of(3, &[EMPTY_PATH])?);
     // abort() signals the calling thread; signalling anyone else is refused.
     rules.insert(libc::SYS_tgkill, vec![rule(&[equal(0, pid.into())?])?]);
     rules.insert(libc::SYS_kill, vec![rule(&[equal(0, pid.into())?])?]);
@@ -147,6 +149,7 @@ fn socket_pairs() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
 /// Every (level, option) a worker sets. Left out on purpose: filters and programs on sockets,
 /// upper-layer protocols, marks, devices.
 const SOCKET_OPTIONS: &[(i32, i32)] = &[
+    (libc::SOL_SOCKET, SO_BUF_LOCK),
     (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
     (libc::SOL_SOCKET, libc::SO_LINGER),
     (libc::SOL_SOCKET, libc::SO_RCVBUF),
@@ -165,6 +168,8 @@ const SOCKET_OPTIONS: &[(i32, i32)] = &[
     (SOL_NODEMESH, SO_CLIENT_LABEL),
 ];
 
+/// `asm-generic/socket.h`, Linux 5.14.
+const SO_BUF_LOCK: i32 = 72;
 /// `linux/tcp.h`.
 const TCP_NOTSENT_LOWAT: i32 = 25;
 
@@ -189,6 +194,8 @@ const FILE_COMMANDS: [u64; 7] = [
     libc::F_ADD_SEALS.unsigned_abs() as u64,
     libc::F_GET_SEALS.unsigned_abs() as u64,
 ];
+
+const EMPTY_PATH: u64 = libc::AT_EMPTY_PATH.unsigned_abs() as u64;
 
 const DEVICE_COMMANDS: [u64; 3] = [libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX];
 
