@@ -1,5 +1,6 @@
 //! Development commands: `cargo xtask <command>`, one file per command.
 
+mod bench;
 mod build;
 mod demo;
 mod ebpf;
@@ -35,6 +36,8 @@ enum Command {
     Test(test::TestArgs),
     /// Show the mesh at work on two nodes made of network namespaces (root)
     Demo(demo::DemoArgs),
+    /// Measure the mesh against plain TCP and a haproxy pair, on the demo's topology (root)
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Build => build::run(workspace),
         Command::Test(args) => test::run(workspace, &args),
         Command::Demo(args) => demo::run(workspace, &args),
+        Command::Bench(args) => bench::run(workspace, &args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,115 @@
+//! A pair of haproxies that carry TCP in mutual TLS 1.3, one in each pod.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use mesh_lab::{App, Lab, Pod};
+
+use super::{HTTP_PORT, IPERF_PORT};
+use crate::exec;
+
+/// Ports of the far side's TLS listeners.
+const HTTP_TLS: u16 = 18_080;
+const IPERF_TLS: u16 = 15_201;
+
+/// The running pair.
+pub(crate) struct Pair {
+    apps: [App; 2],
+}
+
+impl Pair {
+    /// Process ids of both.
+    pub(crate) fn pids(&self) -> Result<Vec<i32>> {
+        let pids = self.apps.iter().map(|app| i32::try_from(app.pid()));
+        Ok(pids.collect::<Result<_, _>>()?)
+    }
+}
+
+/// Makes certificates and starts both.
+pub(crate) fn start(lab: &Lab) -> Result<Pair> {
+    let (client, server) = (lab.pod("proxied/client"), lab.pod("proxied/server"));
+    let folder = lab.folder().join("haproxy");
+    fs::create_dir_all(&folder)?;
+    make_root(&folder)?;
+    for pod in [client, server] {
+        pod.write("root.pem", fs::read(folder.join("root.pem"))?)?;
+        pod.write("own.pem", make_leaf(&folder, pod.name())?)?;
+    }
+    let own = |pod: &Pod| pod.folder.join("own.pem").display().to_string();
+    let root = |pod: &Pod| pod.folder.join("root.pem").display().to_string();
+    let outward = |port: u16, tls: u16| {
+        format!(
+            "listen out{port}\n  bind 127.0.0.1:{port}\n  \
+             server far {}:{tls} ssl verify required ca-file {} crt {}\n",
+            server.v4(),
+            root(client),
+            own(client)
+        )
+    };
+    let inward = |port: u16, tls: u16| {
+        format!(
+            "listen in{port}\n  bind {}:{tls} ssl crt {} ca-file {} verify required\n  \
+             server app 127.0.0.1:{port}\n",
+            server.v4(),
+            own(server),
+            root(server)
+        )
+    };
+    let at_client = outward(HTTP_PORT, HTTP_TLS) + &outward(IPERF_PORT, IPERF_TLS);
+    let at_server = inward(HTTP_PORT, HTTP_TLS) + &inward(IPERF_PORT, IPERF_TLS);
+    let pair = Pair {
+        apps: [run(client, &at_client)?, run(server, &at_server)?],
+    };
+    client.wait_listening(HTTP_PORT)?;
+    server.wait_listening(HTTP_TLS)?;
+    Ok(pair)
+}
+
+fn run(pod: &Pod, proxies: &str) -> Result<App> {
+    let configuration = format!(
+        "global\n  maxconn 8192\n  ssl-default-bind-options ssl-min-ver TLSv1.3\n  \
+         ssl-default-server-options ssl-min-ver TLSv1.3\n\
+         defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
+         {proxies}"
+    );
+    let path = pod.write("haproxy.cfg", configuration)?;
+    pod.command("haproxy").args(["-db", "-f"]).arg(path).spawn()
+}
+
+fn openssl(folder: &Path, arguments: &str) -> Result<()> {
+    let mut command = Command::new("openssl");
+    command.current_dir(folder).args(arguments.split(' '));
+    exec::read(&mut command).map(drop)
+}
+
+fn make_root(folder: &Path) -> Result<()> {
+    openssl(
+        folder,
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout root.key \
+         -out root.pem -subj /CN=bench -days 1",
+    )
+    .context("making a root certificate")
+}
+
+/// Certificate and key of one side, in one PEM file.
+fn make_leaf(folder: &Path, name: &str) -> Result<Vec<u8>> {
+    openssl(
+        folder,
+        &format!(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {name}.key \
+             -out {name}.csr -subj /CN={name}"
+        ),
+    )?;
+    openssl(
+        folder,
+        &format!(
+            "x509 -req -in {name}.csr -CA root.pem -CAkey root.key -CAcreateserial -days 1 \
+             -out {name}.pem"
+        ),
+    )?;
+    let mut both = fs::read(folder.join(format!("{name}.pem")))?;
+    both.extend(fs::read(folder.join(format!("{name}.key")))?);
+    Ok(both)
+}

@@ -1,0 +1,111 @@
+//! `cargo xtask bench`: one table, one run. Each measure is taken of each way in turn, so
+//! that whatever else the machine does falls on all of them.
+
+mod haproxy;
+mod measure;
+mod system;
+mod table;
+mod ways;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use measure::Measure;
+use mesh_lab::{Lab, Plan, PodSpec, programs, servers};
+use table::Table;
+use ways::Way;
+
+use crate::{build, setup};
+
+/// How much to measure
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// Length of each measurement
+    #[arg(long, default_value_t = 4)]
+    seconds: u32,
+    /// Runs of each measurement; the median counts
+    #[arg(long, default_value_t = 3, env = "REPS")]
+    reps: usize,
+    /// Wait up to this long before each measurement for the machine to be idle
+    #[arg(long, default_value_t = 0)]
+    quiet_wait_s: u32,
+    /// Use the binaries as they are
+    #[arg(long)]
+    no_build: bool,
+}
+
+/// What nginx answers: 64 bytes.
+const BODY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde\\n";
+
+/// Name of the way whose ratios to the others the table gives.
+const MESH: &str = "Nodemesh";
+
+/// Port of nginx and of iperf3 on each server.
+const HTTP_PORT: u16 = 8080;
+const IPERF_PORT: u16 = 5201;
+
+pub(crate) fn run(workspace: &Path, args: &BenchArgs) -> Result<()> {
+    programs::install(setup::BENCH)?;
+    if !args.no_build {
+        build::run(workspace)?;
+    }
+    let lab = Lab::with_mesh(plan()).context("setting up")?;
+    let table = {
+        let mut apps = Vec::new();
+        for key in ["plain/server", "proxied/server", "mesh/server"] {
+            let pod = lab.pod(key);
+            apps.push(servers::quiet_nginx(pod, &[HTTP_PORT], BODY)?);
+            apps.push(servers::iperf3(pod)?);
+        }
+        let pair = haproxy::start(&lab).context("starting the haproxy pair")?;
+        measure_all(&ways::all(&lab, &pair), args).with_context(|| lab.log_tails())?
+    };
+    println!("{}", table.text(args.reps, args.seconds));
+    let json = workspace.join("target/bench.json");
+    fs::write(&json, table.json(args.reps, args.seconds))
+        .with_context(|| format!("writing {}", json.display()))?;
+    eprintln!("also in {}", json.display());
+    lab.finish()
+}
+
+/// Every measure of every way, in turn.
+fn measure_all(ways: &[Way<'_>], args: &BenchArgs) -> Result<Table> {
+    let mut table = Table::new(ways);
+    for rep in 1..=args.reps {
+        for measure in Measure::ALL {
+            for way in ways {
+                let what = format!("{}, {}", measure.name(), way.name);
+                eprintln!("run {rep} of {}: {what}", args.reps);
+                system::wait_quiet(args.quiet_wait_s);
+                table.add(way, measure.take(way, args.seconds).context(what)?);
+            }
+        }
+    }
+    for way in ways {
+        table.add(way, memory(way)?);
+    }
+    Ok(table)
+}
+
+fn plan() -> Plan {
+    let plan = Plan::nodes(2).namespace("plain").namespace("proxied");
+    ["plain", "proxied", "mesh"]
+        .into_iter()
+        .fold(plan.enrolled("mesh"), |plan, namespace| {
+            plan.pod(PodSpec::new(namespace, "client"))
+                .pod(PodSpec::new(namespace, "server").node(1))
+        })
+}
+
+/// Private memory of each process that carries the traffic, after all of it.
+fn memory(way: &Way<'_>) -> Result<Vec<(&'static str, f64)>> {
+    let pids = (way.proxies)()?;
+    if pids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sizes: Result<Vec<f64>> = pids.iter().map(|pid| system::private_mib(*pid)).collect();
+    let largest = sizes?.into_iter().fold(0.0, f64::max);
+    Ok(vec![("memory, private, MiB per proxy process", largest)])
+}
