@@ -1,1 +1,141 @@
-//! The privileged half: pods, workers, capture and the stream to the control component.
+//! The privileged half: it learns of pods, verifies them, makes and heals their workers,
+//! tells the kernel and the workers what they need, and speaks to the control component.
+//!
+//! It is on no connection's path and reads no byte that a pod or a peer sent. Everything
+//! runs on one thread; what has to enter a pod's namespace does so on a thread of its own
+//! that ends there.
+//!
+//! - `node` holds the pods that were added and decides by `reconcile` which are enrolled;
+//! - `workers` is a pod's task: it prepares the machine and has one worker after the other,
+//!   each served by a `session`;
+//! - `control` follows discovery (`xds`) and keeps the node's certificate (`join`); `csr`
+//!   has the workers' certificates signed.
+
+mod adopt;
+mod backoff;
+mod control;
+mod counters;
+mod csr;
+mod discovery;
+mod events;
+mod join;
+mod legacy;
+mod lock;
+mod lookups;
+mod metrics;
+mod netlink;
+mod netns;
+mod node;
+mod pods;
+mod ports;
+mod reconcile;
+mod session;
+mod shared;
+mod workers;
+mod xds;
+
+pub mod admin;
+pub mod config;
+pub mod report;
+pub mod unload;
+
+use std::fs;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::capture::Capture;
+use crate::sandbox::WorkerImage;
+use crate::sandbox::cgroup::{MeshCgroup, enter_host_namespace, probe_move};
+use config::{Config, LogFormat};
+use lock::RunLock;
+use node::Node;
+use pods::Records;
+use shared::Shared;
+
+/// Runs the supervisor until SIGTERM or SIGINT. Workers and capture stay.
+///
+/// # Errors
+/// If something it can't do without is missing; the message says what, and what to do.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    log_to_stderr(config.log_format);
+    // Before there is a second thread: only this one, and those that it makes, enter it.
+    enter_host_namespace()?;
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(supervise(Arc::new(config)))
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
+    fs::create_dir_all(&config.run_dir)
+        .with_context(|| format!("making the run folder {}", config.run_dir.display()))?;
+    let _lock = RunLock::take(&config.run_dir)?;
+    join::make_state_dir(&config.state_dir)?;
+    let handle = metrics::install().map_err(anyhow::Error::msg)?;
+    let mesh_cgroup = MeshCgroup::open(&config.instance)?;
+    probe_move(&mesh_cgroup)?;
+    let options = unload::capture_options(&config.instance, &config.bpffs, &mesh_cgroup)?;
+    let capture = Capture::open(&options).context("loading the capture")?;
+    let events = capture.events().context("reading the capture's events")?;
+    let image = WorkerImage::seal()?;
+    let records = Records::open(&config.run_dir)
+        .with_context(|| format!("opening the pods' records in {}", config.run_dir.display()))?;
+    let shared = Arc::new(Shared::new(
+        config.clone(),
+        capture,
+        mesh_cgroup,
+        image,
+        records,
+    ));
+    let mut node = Node::new(shared.clone());
+    node.restore().context("reading the pods' records")?;
+    if let Some(address) = config.metrics_listen {
+        let listener = metrics::bind(address)
+            .await
+            .with_context(|| format!("--metrics-listen {address}"))?;
+        tokio::spawn(metrics::serve(listener, shared.clone(), handle));
+    }
+    let (ask, asks) = mpsc::channel(64);
+    let socket = admin::listen(&config.run_dir)
+        .with_context(|| format!("making the admin socket in {}", config.run_dir.display()))?;
+    tokio::spawn(admin::serve(socket, ask));
+    tokio::spawn(events::follow(shared.clone(), events));
+    let control = shared.control.clone();
+    tokio::spawn(control.clone().keep_credential(config.clone()));
+    tokio::spawn(control.follow(config.clone(), shared.discovery.clone()));
+    tracing::info!(
+        node = config.node,
+        instance = config.instance,
+        "supervisor is up"
+    );
+    node.run(asks, stop_signal()?).await;
+    tracing::info!("supervisor ends; workers and capture stay");
+    Ok(())
+}
+
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,274 @@
+//! The supervisor's admin socket, `<run-dir>/agent.sock`: JSON lines, root only. A CNI
+//! plugin speaks it, and so do `mesh-agent pod …` and `mesh-agent status`.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use super::report::{PodReport, PodState, StatusReport};
+
+/// Name of the socket in the run folder.
+pub const SOCKET_NAME: &str = "agent.sock";
+/// Longest request line, in bytes.
+const MAX_LINE: u64 = 64 * 1024;
+/// How much longer than the supervisor a client waits for an answer.
+const CLIENT_MARGIN: Duration = Duration::from_secs(5);
+/// How long answers take that wait for nothing but a worker's end.
+const PROMPT: Duration = Duration::from_secs(30);
+
+/// One line from a client.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum Request {
+    /// A pod has come up: pair it with its network namespace.
+    PodAdd {
+        /// Kubernetes namespace.
+        namespace: String,
+        /// Pod name.
+        name: String,
+        /// Path of its network namespace, such as `/run/netns/x` or `/proc/1/ns/net`.
+        netns: PathBuf,
+        /// How long to wait for its enrolment.
+        timeout_ms: u64,
+    },
+    /// A pod is going away.
+    PodRemove {
+        /// Kubernetes namespace.
+        namespace: String,
+        /// Pod name.
+        name: String,
+    },
+    /// Everything about the supervisor and its pods.
+    Status,
+}
+
+/// One line back.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Response {
+    /// Absent when all is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The pod asked about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodReport>,
+    /// Answer to [`Request::Status`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<StatusReport>,
+}
+
+/// What the admin socket asks of the supervisor's main task.
+#[derive(Debug)]
+pub(super) enum Ask {
+    /// Register a pod; the answer follows its state.
+    Add {
+        namespace: String,
+        name: String,
+        netns: PathBuf,
+        reply: oneshot::Sender<Result<watch::Receiver<PodReport>, String>>,
+    },
+    /// Take a pod out; answered once nothing of it is left.
+    Remove {
+        namespace: String,
+        name: String,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Report.
+    Status {
+        reply: oneshot::Sender<StatusReport>,
+    },
+}
+
+/// Makes the socket. A socket that an earlier supervisor left is replaced: the lock on the
+/// run folder makes sure that nobody serves it.
+///
+/// # Errors
+/// If the socket can't be made.
+pub(super) fn listen(run_dir: &Path) -> io::Result<UnixListener> {
+    let path = run_dir.join(SOCKET_NAME);
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves the socket until the main task is gone.
+pub(super) async fn serve(listener: UnixListener, asks: mpsc::Sender<Ask>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let asks = asks.clone();
+                tokio::spawn(async move {
+                    if let Err(e) = serve_client(stream, asks).await {
+                        tracing::debug!(error = %e, "admin client gone");
+                    }
+                });
+            }
+            Err(e) => {
+                // Out of descriptors, most likely: wait for some to come back.
+                tracing::warn!(error = %e, "admin socket: accept failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve_client(stream: UnixStream, asks: mpsc::Sender<Ask>) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut reader = tokio::io::BufReader::new(read);
+    loop {
+        let mut line = String::new();
+        (&mut reader).take(MAX_LINE).read_line(&mut line).await?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        let response = match serde_json::from_str(&line) {
+            Ok(request) => answer(request, &asks).await,
+            Err(e) => failure(format!("not a request: {e}")),
+        };
+        let mut bytes = serde_json::to_vec(&response)?;
+        bytes.push(b'\n');
+        write.write_all(&bytes).await?;
+    }
+}
+
+fn failure(why: impl Into<String>) -> Response {
+    Response {
+        error: Some(why.into()),
+        ..Response::default()
+    }
+}
+
+const GOING_AWAY: &str = "the supervisor is going away; try again";
+
+async fn answer(request: Request, asks: &mpsc::Sender<Ask>) -> Response {
+    match request {
+        Request::PodAdd {
+            namespace,
+            name,
+            netns,
+            timeout_ms,
+        } => {
+            let (reply, answer) = oneshot::channel();
+            let ask = Ask::Add {
+                namespace,
+                name,
+                netns,
+                reply,
+            };
+            if asks.send(ask).await.is_err() {
+                return failure(GOING_AWAY);
+            }
+            match answer.await {
+                Ok(Ok(pod)) => await_enrolment(pod, Duration::from_millis(timeout_ms)).await,
+                Ok(Err(why)) => failure(why),
+                Err(_) => failure(GOING_AWAY),
+            }
+        }
+        Request::PodRemove { namespace, name } => {
+            let (reply, answer) = oneshot::channel();
+            let ask = Ask::Remove {
+                namespace,
+                name,
+                reply,
+            };
+            if asks.send(ask).await.is_err() {
+                return failure(GOING_AWAY);
+            }
+            match answer.await {
+                Ok(Ok(())) => Response::default(),
+                Ok(Err(why)) => failure(why),
+                Err(_) => failure(GOING_AWAY),
+            }
+        }
+        Request::Status => {
+            let (reply, answer) = oneshot::channel();
+            if asks.send(Ask::Status { reply }).await.is_err() {
+                return failure(GOING_AWAY);
+            }
+            answer.await.map_or_else(
+                |_| failure(GOING_AWAY),
+                |status| Response {
+                    status: Some(status),
+                    ..Response::default()
+                },
+            )
+        }
+    }
+}
+
+/// Waits until it is decided whether the pod is enrolled.
+async fn await_enrolment(mut pod: watch::Receiver<PodReport>, patience: Duration) -> Response {
+    let decided = |p: &PodReport| {
+        use PodState::{Enrolled, NotInMesh, Refused};
+        matches!(p.state, Enrolled | NotInMesh | Refused)
+    };
+    let outcome = timeout(patience, pod.wait_for(decided)).await;
+    let gone = matches!(outcome, Ok(Err(_)));
+    let decided = matches!(outcome, Ok(Ok(_)));
+    drop(outcome);
+    let report = pod.borrow().clone();
+    let PodReport {
+        namespace, name, ..
+    } = &report;
+    let error = match (decided, report.state) {
+        _ if gone => Some(format!("{namespace}/{name} was removed meanwhile")),
+        (true, PodState::Refused) => Some(format!(
+            "{namespace}/{name} can't be enrolled: {}",
+            report.reason
+        )),
+        (true, _) => None,
+        (false, _) => Some(format!(
+            "{namespace}/{name} is not enrolled after {} ms: {}",
+            patience.as_millis(),
+            report.reason
+        )),
+    };
+    Response {
+        error,
+        pod: Some(report),
+        status: None,
+    }
+}
+
+/// Asks a running supervisor, from another process.
+///
+/// # Errors
+/// If no supervisor answers on that socket.
+pub fn ask(run_dir: &Path, request: &Request) -> io::Result<Response> {
+    let path = run_dir.join(SOCKET_NAME);
+    let explain = |e: io::Error| {
+        let what = format!(
+            "{}: {e} (is `mesh-agent run` up with this --run-dir?)",
+            path.display()
+        );
+        io::Error::new(e.kind(), what)
+    };
+    let mut stream = BlockingStream::connect(&path).map_err(explain)?;
+    let patience = match request {
+        Request::PodAdd { timeout_ms, .. } => Duration::from_millis(*timeout_ms),
+        _ => PROMPT,
+    };
+    stream.set_read_timeout(Some(patience + CLIENT_MARGIN))?;
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.write_all(&line).map_err(explain)?;
+    let mut answer = String::new();
+    BufReader::new(stream)
+        .read_line(&mut answer)
+        .map_err(explain)?;
+    if answer.is_empty() {
+        return Err(explain(io::ErrorKind::UnexpectedEof.into()));
+    }
+    Ok(serde_json::from_str(&answer)?)
+}

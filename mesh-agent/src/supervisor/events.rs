@@ -1,0 +1,166 @@
+//! Refusals as log lines: one line each, naming the pod, both ends, the reason and what
+//! would change it.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use mesh_api::worker::{Refusal, TunnelOpened};
+use mesh_common::RefusalEvent;
+use mesh_core::reason::Reason;
+use tokio::time::Instant;
+
+use super::pods::PodKey;
+use super::shared::Shared;
+use crate::capture::{self, Events};
+
+/// Lines per pod, in a row and in a second: a seized worker shall not fill the log.
+const LINES_BURST: f64 = 50.0;
+const LINES_PER_SECOND: f64 = 20.0;
+/// Longest text of a worker that goes into a line.
+const TEXT_LIMIT: usize = 256;
+
+/// A budget of log lines over time that is given.
+#[derive(Clone, Debug)]
+pub(super) struct LineBudget {
+    lines: f64,
+    at: Instant,
+}
+
+impl LineBudget {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            lines: LINES_BURST,
+            at: now,
+        }
+    }
+
+    /// Whether one more line may be written.
+    pub(super) fn allow(&mut self, now: Instant) -> bool {
+        let earned = now.saturating_duration_since(self.at).as_secs_f64() * LINES_PER_SECOND;
+        self.lines = (self.lines + earned).min(LINES_BURST);
+        self.at = now;
+        let allowed = self.lines >= 1.0;
+        if allowed {
+            self.lines -= 1.0;
+        }
+        allowed
+    }
+}
+
+fn find_reason(code: &str) -> Option<Reason> {
+    Reason::ALL
+        .iter()
+        .copied()
+        .find(|reason| reason.code() == code)
+}
+
+/// A worker may be seized: what it says must neither fill nor forge a line.
+fn word(text: &str) -> String {
+    let plain = |c: char| if c.is_ascii_graphic() { c } else { '?' };
+    text.chars().take(TEXT_LIMIT).map(plain).collect()
+}
+
+/// The same for text with spaces, which is printed quoted.
+fn clip(text: &str) -> String {
+    text.chars().take(TEXT_LIMIT).collect()
+}
+
+/// A refusal that a worker decided.
+pub(super) fn log_worker_refusal(pod: &PodKey, refusal: &Refusal) {
+    let reason = find_reason(&refusal.reason);
+    tracing::warn!(
+        target: "nodemesh::refusal",
+        pod = %pod,
+        by = %"worker",
+        direction = %word(&refusal.direction),
+        source = %word(&refusal.source),
+        destination = %word(&refusal.destination),
+        reason = %reason.map_or("unknown", Reason::code),
+        peer_identity = %word(&refusal.peer_identity),
+        detail = ?clip(&refusal.detail),
+        suppressed = refusal.suppressed,
+        "refused: {}",
+        reason.map_or("the worker gives a reason that this supervisor doesn't know", Reason::sentence),
+    );
+}
+
+/// A tunnel that stands: whom the other side proved to be.
+pub(super) fn log_tunnel(pod: &PodKey, tunnel: &TunnelOpened) {
+    tracing::info!(
+        target: "nodemesh::tunnel",
+        pod = %pod,
+        direction = %word(&tunnel.direction),
+        peer_identity = %word(&tunnel.peer_identity),
+        peer_address = %word(&tunnel.peer_address),
+        tls = ?clip(&tunnel.tls),
+        "tunnel opened",
+    );
+}
+
+fn address(bytes: [u8; 16], port: u16) -> String {
+    if bytes == [0; 16] && port == 0 {
+        return "unknown".to_owned();
+    }
+    let ip = Ipv6Addr::from(bytes);
+    let ip = ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4);
+    SocketAddr::new(ip, port).to_string()
+}
+
+fn log_kernel_refusal(shared: &Shared, event: &RefusalEvent) {
+    let pod = shared
+        .pod_in(event.slot)
+        .map_or_else(|| format!("slot {}", event.slot), |key| key.to_string());
+    let reason = capture::from_number(event.reason).map(capture::reason);
+    tracing::warn!(
+        target: "nodemesh::refusal",
+        pod = %pod,
+        by = %"kernel",
+        source = %address(event.source, event.source_port),
+        destination = %address(event.destination, event.destination_port),
+        protocol = event.protocol,
+        reason = %reason.map_or("unknown", Reason::code),
+        suppressed = event.suppressed,
+        "refused: {}",
+        reason.map_or("the kernel gives a reason that this supervisor doesn't know", Reason::sentence),
+    );
+}
+
+/// Logs what the kernel programs refuse, for ever. They budget the events themselves.
+pub(super) async fn follow(shared: Arc<Shared>, mut events: Events) {
+    loop {
+        match events.next().await {
+            Ok(event) => log_kernel_refusal(&shared, &event),
+            Err(e) => {
+                tracing::error!(error = %e, "the kernel's refusals can't be read any more; they are still counted");
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn addresses_read_as_the_app_would_write_them() {
+        assert_eq!(
+            address(mesh_common::mapped_v4([10, 0, 0, 2]), 80),
+            "10.0.0.2:80"
+        );
+        assert_eq!(address(Ipv6Addr::LOCALHOST.octets(), 80), "[::1]:80");
+        assert_eq!(address([0; 16], 0), "unknown");
+    }
+
+    #[test]
+    fn a_flood_of_refusals_is_cut_and_recovers() {
+        let start = Instant::now();
+        let mut budget = LineBudget::new(start);
+        let allowed = (0..1_000).filter(|_| budget.allow(start)).count();
+        assert_eq!(allowed, 50);
+        assert!(budget.allow(start + Duration::from_secs(1)));
+        assert_eq!(word("a b\nc"), "a?b?c");
+        assert_eq!(clip(&"é".repeat(300)).chars().count(), TEXT_LIMIT);
+    }
+}

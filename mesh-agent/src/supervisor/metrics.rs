@@ -1,0 +1,252 @@
+//! `/metrics`, `/healthz` and `/readyz`. The supervisor's own series come from the
+//! recorder; those of pods are gathered when asked for, so that they end with their pod.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_api::worker::Counter;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+
+use super::pods::PodKey;
+use super::report::PodState;
+use super::shared::Shared;
+use super::workers::Command;
+use crate::capture;
+
+/// How long a worker may take to tell its counters.
+const WORKER_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a client may take for its request.
+const HEADER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a connection may stay.
+const CONNECTION_PATIENCE: Duration = Duration::from_secs(60);
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 32;
+/// How often the recorder tidies its histograms.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Makes the process's recorder.
+///
+/// # Errors
+/// If there is one already.
+pub(super) fn install() -> Result<PrometheusHandle, String> {
+    let handle = PrometheusBuilder::new()
+        .install_recorder()
+        .map_err(|e| e.to_string())?;
+    metrics::describe_gauge!(
+        "nodemesh_control_connected",
+        "Whether the discovery stream is up"
+    );
+    metrics::describe_counter!(
+        "nodemesh_discovery_refused_total",
+        "Resources of discovery that were refused as malformed"
+    );
+    metrics::describe_counter!(
+        "nodemesh_workers_adopted_total",
+        "Workers of an earlier supervisor that this one took over"
+    );
+    Ok(handle)
+}
+
+/// Serves the endpoints, for ever.
+pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, handle: PrometheusHandle) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            upkeep.run_upkeep();
+        }
+    });
+    loop {
+        let Ok(permit) = slots.clone().acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                tracing::debug!(error = %e, "metrics: accept failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (shared, handle) = (shared.clone(), handle.clone());
+        tokio::spawn(async move {
+            let service = service_fn(|request| answer(request, shared.clone(), handle.clone()));
+            let mut builder = hyper::server::conn::http1::Builder::new();
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_PATIENCE);
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            if let Ok(Err(e)) = timeout(CONNECTION_PATIENCE, connection).await {
+                tracing::debug!(error = %e, "metrics: connection ended");
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Binds the endpoints' listener.
+///
+/// # Errors
+/// If the address is taken or not the node's.
+pub(super) async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    shared: Arc<Shared>,
+    handle: PrometheusHandle,
+) -> Result<Response<Full<Bytes>>, http::Error> {
+    let (status, text) = match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/metrics") => {
+            (StatusCode::OK, handle.render() + &pods_text(&shared).await)
+        }
+        (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "ok\n".to_owned()),
+        (&Method::GET | &Method::HEAD, "/readyz") => readiness(&shared),
+        (&Method::GET | &Method::HEAD, _) => (
+            StatusCode::NOT_FOUND,
+            "try /metrics, /healthz or /readyz\n".to_owned(),
+        ),
+        _ => (StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned()),
+    };
+    Response::builder()
+        .status(status)
+        .header("content-type", "text/plain; version=0.0.4; charset=utf-8")
+        .body(Full::new(Bytes::from(text)))
+}
+
+/// Ready means: discovery is known, so that pods can be enrolled.
+fn readiness(shared: &Shared) -> (StatusCode, String) {
+    match shared.discovery.synced() {
+        true => (StatusCode::OK, "ready\n".to_owned()),
+        false => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!(
+                "discovery is not known yet: {}\n",
+                shared.control.report().last_error
+            ),
+        ),
+    }
+}
+
+/// Series by name, so that each name's lines stand together.
+type Families = BTreeMap<String, Vec<String>>;
+
+async fn pods_text(shared: &Shared) -> String {
+    let pods: Vec<_> = shared
+        .pods()
+        .iter()
+        .map(|(k, pod)| (k.clone(), pod.clone()))
+        .collect();
+    let mut families = Families::new();
+    let mut waiting = Vec::new();
+    for (key, pod) in pods {
+        let report = pod.report.borrow().clone();
+        let enrolled = u64::from(report.state == PodState::Enrolled);
+        add(&mut families, "nodemesh_pod_enrolled", &key, None, enrolled);
+        if let Some(end) = report.certificate_not_after_s {
+            let name = "nodemesh_certificate_not_after_seconds";
+            add(&mut families, name, &key, None, end.unsigned_abs());
+        }
+        let counts = shared.capture().refusals(pod.slot).unwrap_or_default();
+        for (reason, count) in counts {
+            let label = ("reason", capture::reason(reason).code());
+            add(
+                &mut families,
+                "nodemesh_kernel_refusals_total",
+                &key,
+                Some(label),
+                count,
+            );
+        }
+        if let Some(commands) = pod.commands {
+            let (reply, counters) = oneshot::channel();
+            if commands.try_send(Command::Metrics(reply)).is_ok() {
+                waiting.push((key, counters));
+            }
+        }
+    }
+    let asked_at = tokio::time::Instant::now();
+    for (key, counters) in waiting {
+        // One patience for all, not one after the other.
+        let left = WORKER_PATIENCE.saturating_sub(asked_at.elapsed());
+        match timeout(left, counters).await {
+            Ok(Ok(counters)) => {
+                for Counter { name, label, value } in counters {
+                    let label = (!label.is_empty()).then_some(("kind", label.as_str()));
+                    add(&mut families, &name, &key, label, value);
+                }
+            }
+            _ => add(&mut families, "nodemesh_worker_silent", &key, None, 1),
+        }
+    }
+    render(&families)
+}
+
+fn add(families: &mut Families, name: &str, pod: &PodKey, label: Option<(&str, &str)>, value: u64) {
+    let label = label
+        .map(|(key, text)| format!(",{key}=\"{text}\""))
+        .unwrap_or_default();
+    let line = format!("{name}{{pod=\"{pod}\"{label}}} {value}");
+    families.entry(name.to_owned()).or_default().push(line);
+}
+
+fn render(families: &Families) -> String {
+    let mut text = String::new();
+    for (name, lines) in families {
+        let kind = if name.ends_with("_total") {
+            "counter"
+        } else {
+            "gauge"
+        };
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "# TYPE {name} {kind}");
+        for line in lines {
+            let _ = writeln!(text, "{line}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_one_name_stand_together_under_their_type() {
+        let mut families = Families::new();
+        let (cart, pay) = (
+            PodKey::new("shop", "cart").unwrap(),
+            PodKey::new("shop", "pay").unwrap(),
+        );
+        add(
+            &mut families,
+            "nodemesh_a_total",
+            &cart,
+            Some(("reason", "x")),
+            1,
+        );
+        add(&mut families, "nodemesh_open", &cart, None, 2);
+        add(&mut families, "nodemesh_a_total", &pay, None, 3);
+        assert_eq!(
+            render(&families),
+            "# TYPE nodemesh_a_total counter\n\
+             nodemesh_a_total{pod=\"shop/cart\",reason=\"x\"} 1\n\
+             nodemesh_a_total{pod=\"shop/pay\"} 3\n\
+             # TYPE nodemesh_open gauge\n\
+             nodemesh_open{pod=\"shop/cart\"} 2\n"
+        );
+    }
+}

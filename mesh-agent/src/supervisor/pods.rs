@@ -1,0 +1,239 @@
+//! Pods as they were added, kept in `<run-dir>/pods/<namespace>_<name>.json`: enough to
+//! take them up again with control away, and to clean up after them.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use mesh_common::MAX_PODS;
+use mesh_core::model::Workload;
+use serde::{Deserialize, Serialize};
+
+use super::config::is_name;
+use super::join::{chain, write_private};
+use super::netns::NetnsId;
+
+/// Layout of a record; one that this agent doesn't know is left alone.
+const RECORD_VERSION: u32 = 1;
+
+/// A pod's name in Kubernetes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct PodKey {
+    pub(super) namespace: String,
+    pub(super) name: String,
+}
+
+impl fmt::Display for PodKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl PodKey {
+    /// Both parts become parts of file and cgroup names, so they are checked.
+    pub(super) fn new(namespace: &str, name: &str) -> Result<Self, String> {
+        for part in [namespace, name] {
+            if !is_name(part) {
+                return Err(format!(
+                    "{part:?} is no Kubernetes name (lower-case letters, digits, '-' and '.')"
+                ));
+            }
+        }
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
+    }
+
+    /// Name of the pod's cgroup, and of its record.
+    pub(super) fn joined(&self) -> String {
+        format!("{}_{}", self.namespace, self.name)
+    }
+
+    /// Its uid in discovery.
+    pub(super) fn workload_uid(&self, cluster: &str) -> String {
+        format!("{cluster}//v1/Pod/{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What of a workload decides how its pod is enrolled. Another goal is another enrolment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Goal {
+    /// Workload uid.
+    pub(super) uid: String,
+    /// SPIFFE ID.
+    pub(super) identity: String,
+    /// The pod's addresses.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+impl From<&Workload> for Goal {
+    fn from(workload: &Workload) -> Self {
+        Self {
+            uid: workload.uid.to_string(),
+            identity: workload.identity.to_string(),
+            addresses: workload.addresses.clone(),
+        }
+    }
+}
+
+/// What was done to the kernel and the machine for a pod. Written before it is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Placed {
+    pub(super) goal: Goal,
+    /// `POD_*` flags without what depends on the worker's listeners.
+    pub(super) flags: u32,
+    /// Node-side devices with a wall.
+    pub(super) walls: Vec<u32>,
+    /// Ports added to `ip_local_reserved_ports`.
+    pub(super) ports_added: Vec<u16>,
+    /// The worker's certificate, PEM, leaf first.
+    pub(super) certificate: Vec<String>,
+}
+
+/// A pod that was added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PodRecord {
+    version: u32,
+    pub(super) key: PodKey,
+    pub(super) netns: PathBuf,
+    pub(super) netns_id: NetnsId,
+    pub(super) slot: u32,
+    pub(super) placed: Option<Placed>,
+}
+
+impl PodRecord {
+    pub(super) fn new(key: PodKey, netns: PathBuf, netns_id: NetnsId, slot: u32) -> Self {
+        Self {
+            version: RECORD_VERSION,
+            key,
+            netns,
+            netns_id,
+            slot,
+            placed: None,
+        }
+    }
+}
+
+/// The folder of the records.
+#[derive(Clone, Debug)]
+pub(super) struct Records {
+    folder: PathBuf,
+}
+
+impl Records {
+    /// Opens the folder, or makes it.
+    pub(super) fn open(run_dir: &Path) -> io::Result<Self> {
+        let folder = run_dir.join("pods");
+        std::fs::create_dir_all(&folder)?;
+        Ok(Self { folder })
+    }
+
+    fn path(&self, key: &PodKey) -> PathBuf {
+        self.folder.join(format!("{}.json", key.joined()))
+    }
+
+    /// Every record. One that can't be read is named in the second list, and its pod stays
+    /// as it is: captured, without a supervisor.
+    pub(super) fn load(&self) -> io::Result<(Vec<PodRecord>, Vec<String>)> {
+        let (mut records, mut faults) = (Vec::new(), Vec::new());
+        for entry in std::fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path)?;
+            match serde_json::from_str::<PodRecord>(&text) {
+                Ok(record) if record.version == RECORD_VERSION => records.push(record),
+                Ok(record) => faults.push(format!(
+                    "{}: version {}, this agent knows {RECORD_VERSION}",
+                    path.display(),
+                    record.version
+                )),
+                Err(e) => faults.push(format!("{}: {e}", path.display())),
+            }
+        }
+        Ok((records, faults))
+    }
+
+    pub(super) fn save(&self, record: &PodRecord) -> Result<(), String> {
+        let bytes = serde_json::to_vec_pretty(record).map_err(|e| e.to_string())?;
+        write_private(&self.path(&record.key), &bytes).map_err(|e| chain(&e))
+    }
+
+    pub(super) fn delete(&self, key: &PodKey) -> io::Result<()> {
+        match std::fs::remove_file(self.path(key)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The lowest slot that is free.
+pub(super) fn free_slot(taken: impl IntoIterator<Item = u32>) -> Option<u32> {
+    let taken: BTreeSet<u32> = taken.into_iter().collect();
+    (0..MAX_PODS).find(|slot| !taken.contains(slot))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(name: &str) -> PodRecord {
+        let id = NetnsId {
+            device: 4,
+            inode: 4_026_532_000,
+            cookie: 77,
+        };
+        let key = PodKey::new("shop", name).unwrap();
+        PodRecord::new(key, "/run/netns/cart".into(), id, 3)
+    }
+
+    #[test]
+    fn records_survive_and_a_broken_one_harms_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::open(folder.path()).unwrap();
+        let mut cart = record("cart");
+        cart.placed = Some(Placed {
+            goal: Goal {
+                uid: "u".to_owned(),
+                identity: "spiffe://cluster.local/ns/shop/sa/cart".to_owned(),
+                addresses: vec!["10.0.0.2".parse().unwrap()],
+            },
+            flags: 1,
+            walls: vec![9],
+            ports_added: vec![15001],
+            certificate: Vec::new(),
+        });
+        records.save(&cart).unwrap();
+        std::fs::write(folder.path().join("pods/shop_bad.json"), "{").unwrap();
+        let (found, faults) = records.load().unwrap();
+        assert_eq!(found, [cart.clone()]);
+        assert!(
+            faults.len() == 1 && faults[0].contains("shop_bad.json"),
+            "{faults:?}"
+        );
+        records.delete(&cart.key).unwrap();
+        records.delete(&cart.key).unwrap();
+        assert!(records.load().unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn names_that_could_leave_the_folder_are_refused() {
+        for name in ["", "..", "a/b", "A", "a_b", ".hidden"] {
+            assert!(PodKey::new("shop", name).is_err(), "{name:?}");
+        }
+        assert_eq!(
+            PodKey::new("shop", "cart-0").unwrap().joined(),
+            "shop_cart-0"
+        );
+    }
+
+    #[test]
+    fn slots_are_used_again_and_run_out() {
+        assert_eq!(free_slot([0, 1, 3]), Some(2));
+        assert_eq!(free_slot(0..MAX_PODS), None);
+    }
+}

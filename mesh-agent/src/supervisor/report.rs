@@ -1,0 +1,91 @@
+//! What the supervisor tells about itself and its pods: `status`, `pod list`, `pod add`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Where a pod stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PodState {
+    /// Control has not told (yet) whether the pod is in the mesh.
+    Waiting,
+    /// Control says that the pod's namespace is not enrolled.
+    NotInMesh,
+    /// Its worker is on its way, or on its way back; nothing leaves in clear meanwhile.
+    Starting,
+    /// Captured, with a ready worker.
+    Enrolled,
+    /// It can't be enrolled as it is; `reason` says what is in the way. Tried again.
+    Refused,
+    /// It is being taken out of the mesh.
+    Leaving,
+}
+
+/// One pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodReport {
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    /// Where it stands.
+    pub state: PodState,
+    /// Why it stands there; empty when there is nothing to say.
+    pub reason: String,
+    /// Path of its network namespace, as added.
+    pub netns: PathBuf,
+    /// Its slot in the kernel's per-pod maps.
+    pub slot: u32,
+    /// Uid of its worker.
+    pub uid: u32,
+    /// cgroup of its worker, below the cgroup2 mount.
+    pub cgroup: String,
+    /// The worker's process id.
+    pub worker_pid: Option<u32>,
+    /// Whether the worker listens and holds a valid certificate.
+    pub ready: bool,
+    /// Workers of this pod that ended unasked since this supervisor started.
+    pub restarts: u64,
+    /// End of the worker's certificate, in seconds since the epoch.
+    pub certificate_not_after_s: Option<i64>,
+    /// SPIFFE ID; empty while unknown.
+    pub identity: String,
+    /// Its addresses, by discovery.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The stream to the control component.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlReport {
+    /// The discovery stream is up.
+    pub connected: bool,
+    /// Discovery is known: from control, or the last good state of an earlier run.
+    pub synced: bool,
+    /// Workloads known.
+    pub workloads: usize,
+    /// Services known.
+    pub services: usize,
+    /// Last trouble with control; empty when there is none.
+    pub last_error: String,
+    /// End of the node's certificate, in seconds since the epoch.
+    pub node_certificate_not_after_s: Option<i64>,
+}
+
+/// `mesh-agent status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Node name.
+    pub node: String,
+    /// Instance name.
+    pub instance: String,
+    /// The supervisor's process id.
+    pub pid: u32,
+    /// The agent's version.
+    pub version: String,
+    /// The control component.
+    pub control: ControlReport,
+    /// Every pod that was added.
+    pub pods: Vec<PodReport>,
+}

@@ -1,0 +1,82 @@
+//! What every pod's task uses: the capture, the cgroups, the sealed image, discovery.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{mpsc, watch};
+
+use super::config::Config;
+use super::control::Control;
+use super::discovery::Discovery;
+use super::pods::{PodKey, Records};
+use super::report::PodReport;
+use super::workers::Command;
+use crate::capture::Capture;
+use crate::sandbox::WorkerImage;
+use crate::sandbox::cgroup::MeshCgroup;
+
+/// The parts that all tasks share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: Arc<Config>,
+    pub(super) mesh_cgroup: MeshCgroup,
+    pub(super) image: WorkerImage,
+    pub(super) discovery: Arc<Discovery>,
+    pub(super) control: Arc<Control>,
+    pub(super) records: Records,
+    capture: Mutex<Capture>,
+    pods: Mutex<BTreeMap<PodKey, PodHandle>>,
+}
+
+/// A pod as the other tasks see it.
+#[derive(Clone, Debug)]
+pub(super) struct PodHandle {
+    pub(super) slot: u32,
+    pub(super) report: watch::Receiver<PodReport>,
+    /// The pod's task; `None` when it has none.
+    pub(super) commands: Option<mpsc::Sender<Command>>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        config: Arc<Config>,
+        capture: Capture,
+        mesh_cgroup: MeshCgroup,
+        image: WorkerImage,
+        records: Records,
+    ) -> Self {
+        Self {
+            config,
+            mesh_cgroup,
+            image,
+            discovery: Arc::default(),
+            control: Control::new(),
+            records,
+            capture: Mutex::new(capture),
+            pods: Mutex::default(),
+        }
+    }
+
+    /// The capture. Not to be held across an await.
+    pub(super) fn capture(&self) -> MutexGuard<'_, Capture> {
+        self.capture.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every pod that was added. Not to be held across an await.
+    pub(super) fn pods(&self) -> MutexGuard<'_, BTreeMap<PodKey, PodHandle>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pod in a slot, for logs.
+    pub(super) fn pod_in(&self, slot: u32) -> Option<PodKey> {
+        let pods = self.pods();
+        pods.iter()
+            .find(|(_, pod)| pod.slot == slot)
+            .map(|(key, _)| key.clone())
+    }
+
+    /// Uid of the worker in a slot.
+    pub(super) fn worker_uid(&self, slot: u32) -> u32 {
+        self.config.uid_base + slot
+    }
+}
