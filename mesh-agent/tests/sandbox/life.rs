@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use mesh_agent::sandbox::{Exit, Expected, SandboxError, WorkerImage, adopt};
 use mesh_api::worker::to_supervisor;
 
-use crate::place::{Place, Pod, await_end, exchange};
+use crate::place::{Place, Pod, await_end};
+use crate::supervise::exchange;
 
 pub(crate) fn a_confined_worker_serves() {
     let pod = Pod::born();
@@ -71,13 +72,12 @@ pub(crate) fn a_birth_that_fails_says_why() {
     let image = WorkerImage::seal().expect("an image");
     let null = File::open("/dev/null").expect("null");
     let unborn = place.bear_in(&null, &image).expect("the exec itself works");
-    match exchange(&unborn, None) {
-        to_supervisor::Message::StartFailed(failed) => {
-            let step = "entering the pod's network namespace";
-            assert!(failed.why.contains(step), "{}", failed.why);
-        }
+    let why = exchange(&unborn, Vec::new(), |message| match message {
+        to_supervisor::Message::StartFailed(failed) => Some(failed.why),
         other => panic!("{other:?}"),
-    }
+    });
+    let step = "entering the pod's network namespace";
+    assert!(why.contains(step), "{why}");
     assert_eq!(await_end(&unborn), Some(Exit::Code(70)));
 
     let no_program = WorkerImage::seal_file("/etc/passwd".as_ref()).expect("a copy");

@@ -8,6 +8,7 @@ mod place;
 mod refusals;
 mod serve;
 mod standing;
+mod supervise;
 
 use std::panic;
 use std::process::ExitCode;

@@ -2,27 +2,20 @@
 //! gone again when it is dropped.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::Signal;
 
-use mesh_agent::channel::SupervisorChannel;
 use mesh_agent::sandbox::cgroup::{self, Budget, MeshCgroup, PodCgroup};
 use mesh_agent::sandbox::{Birth, Exit, Expected, Newborn, SandboxError, WorkerImage, spawn};
-use mesh_api::worker::{MetricsRequest, ToWorker, to_supervisor, to_worker};
+use mesh_api::worker::{MetricsRequest, to_supervisor, to_worker};
 
-use crate::serve::ECHO;
-
-/// Longest wait for anything here; nothing takes that long unless it never happens.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::supervise::{self, PATIENCE};
 
 /// Where a worker can be born.
 pub(crate) struct Place {
@@ -107,10 +100,8 @@ impl Pod {
         let image = WorkerImage::seal().expect("an image");
         let worker = place.bear(&image).expect("a worker");
         let pod = Self { worker, place };
-        match exchange(&pod.worker, None) {
-            to_supervisor::Message::Ready(_) => pod,
-            other => panic!("not ready: {other:?}"),
-        }
+        supervise::start(&pod.worker);
+        pod
     }
 
     pub(crate) fn expected(&self) -> Expected<'_> {
@@ -120,26 +111,20 @@ impl Pod {
         }
     }
 
-    /// Asserts that the worker lives, answers on its channel, and echoes to an app.
+    /// Asserts that the worker lives, answers on its channel, and serves a new tunnel.
     pub(crate) fn assert_serves(&self) {
         assert_eq!(
             self.worker.exited().expect("its state"),
             None,
             "the worker has ended"
         );
-        let request = to_worker::Message::MetricsRequest(MetricsRequest::default());
-        match exchange(&self.worker, Some(request)) {
-            to_supervisor::Message::Metrics(_) => {}
-            other => panic!("no metrics: {other:?}"),
-        }
-        self.within(|| {
-            let mut stream = TcpStream::connect(ECHO).expect("a connection to the worker");
-            stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-            stream.write_all(b"still here").expect("sent");
-            let mut answer = [0; 10];
-            stream.read_exact(&mut answer).expect("an echo");
-            assert_eq!(&answer, b"still here");
+        let request = to_worker::Message::MetricsRequest(MetricsRequest { id: 7 });
+        let counters = supervise::exchange(&self.worker, vec![request], |message| match message {
+            to_supervisor::Message::Metrics(metrics) if metrics.id == 7 => Some(metrics.counters),
+            _ => None,
         });
+        assert!(!counters.is_empty(), "it counts");
+        self.within(supervise::ask_through_tunnel);
     }
 
     /// Runs in a thread of its own inside the pod's network namespace.
@@ -165,30 +150,6 @@ pub(crate) fn await_end(worker: &Newborn) -> Option<Exit> {
     let timeout = PollTimeout::try_from(PATIENCE).expect("short");
     poll(&mut polled, timeout).expect("poll of the pidfd");
     worker.exited().expect("its end")
-}
-
-/// Sends a request, if any, and returns the worker's next message.
-pub(crate) fn exchange(
-    worker: &Newborn,
-    request: Option<to_worker::Message>,
-) -> to_supervisor::Message {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    runtime.expect("a runtime").block_on(async {
-        let end = worker.channel.try_clone().expect("a duplicate");
-        let channel = SupervisorChannel::new(end).expect("a channel");
-        if let Some(message) = request {
-            let message = ToWorker {
-                message: Some(message),
-            };
-            channel.send(&message, &[]).await.expect("sent");
-        }
-        let received = tokio::time::timeout(PATIENCE, channel.recv()).await;
-        let message = received.expect("an answer in time").expect("a message");
-        let (message, _) = message.expect("a worker at the other end");
-        message.message.expect("a message of a known kind")
-    })
 }
 
 /// A new network namespace with its loopback device up.
