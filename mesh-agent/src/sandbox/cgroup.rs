@@ -184,12 +184,12 @@ impl MeshCgroup {
         controller: Controller,
         budget: Budget,
     ) -> Result<(), CgroupError> {
+        let name = controller.name();
         let unified = self.mounts.unified_has(controller)?;
         let folder = if unified {
-            for parent in [self.mounts.unified.clone(), self.folder()] {
-                let file = parent.join("cgroup.subtree_control");
-                let value = format!("+{}", controller.name());
-                write(&file, &value).map_err(call(&file, "enable a controller"))?;
+            if let Err(error) = self.enable(controller) {
+                pod.unenforced.push(format!("{name} budget: {error}"));
+                return Ok(());
             }
             pod.folders[0].clone()
         } else if let Some(mount) = self.mounts.v1(controller) {
@@ -201,7 +201,6 @@ impl MeshCgroup {
             }
             folder
         } else {
-            let name = controller.name();
             let what = format!("{name} budget: this machine has no {name} controller");
             pod.unenforced.push(what);
             return Ok(());
@@ -209,6 +208,17 @@ impl MeshCgroup {
         let (file, value) = controller.setting(budget, unified);
         let file = folder.join(file);
         write(&file, &value).map_err(call(&file, "set a budget"))
+    }
+
+    /// Lets the pods' cgroups have a controller.
+    fn enable(&self, controller: Controller) -> Result<(), CgroupError> {
+        [self.mounts.unified.clone(), self.folder()]
+            .iter()
+            .try_for_each(|parent| {
+                let file = parent.join("cgroup.subtree_control");
+                let value = format!("+{}", controller.name());
+                write(&file, &value).map_err(call(&file, "enable a controller"))
+            })
     }
 
     /// Removes the subtree, pods' cgroups included.

@@ -12,6 +12,7 @@ use crate::supervise::exchange;
 pub(crate) fn a_confined_worker_serves() {
     let pod = Pod::born();
     pod.assert_serves();
+    within_budget(&pod);
     assert_eq!(
         pod.place.cgroup.processes().expect("its cgroup"),
         [pod.worker.pid]
@@ -86,4 +87,26 @@ pub(crate) fn a_birth_that_fails_says_why() {
         error.to_string().contains("default/web failed at exec"),
         "{error}"
     );
+}
+
+/// In every hierarchy that carries a part of the budget it is in the pod's cgroup.
+fn within_budget(pod: &Pod) {
+    let cgroups = std::fs::read_to_string(pod.proc("cgroup")).expect("its cgroups");
+    let unenforced = pod.place.cgroup.unenforced().join("; ");
+    let path = pod.place.cgroup.path();
+    let unified = format!("0::{path}");
+    assert!(cgroups.lines().any(|line| line == unified), "{cgroups}");
+    for controller in ["cpu", "memory", "pids"] {
+        let v1 = cgroups.lines().find_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (controllers, path) = rest.split_once(':')?;
+            controllers
+                .split(',')
+                .any(|c| c == controller)
+                .then_some(path)
+        });
+        if !unenforced.contains(&format!("{controller} budget")) {
+            assert_eq!(v1.unwrap_or(path), path, "{controller}: {cgroups}");
+        }
+    }
 }

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 type Case = (&'static str, fn());
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 8] = [
     ("a_confined_worker_serves", life::a_confined_worker_serves),
     (
         "a_supervisor_adopts_its_workers_and_no_others",
@@ -40,6 +40,10 @@ const CASES: [Case; 7] = [
     (
         "without_its_filter_a_worker_is_still_confined",
         refusals::without_its_filter_a_worker_is_still_confined,
+    ),
+    (
+        "workers_of_one_pod_are_out_of_each_others_reach",
+        refusals::workers_of_one_pod_are_out_of_each_others_reach,
     ),
 ];
 

@@ -9,7 +9,12 @@ use std::process::{Child, Command, Stdio};
 
 use mesh_lab::inject::{Attempt, Control, Surroundings, Tracee, attempts, second_line};
 
-use crate::place::Pod;
+use mesh_agent::sandbox::WorkerImage;
+use mesh_api::worker::to_supervisor;
+use nix::sys::signal::Signal;
+
+use crate::place::{Pod, await_end};
+use crate::supervise::exchange;
 
 const REFUSED: i64 = -(libc::EPERM as i64);
 
@@ -20,6 +25,8 @@ struct Scene {
     folder: tempfile::TempDir,
     _listener: UnixListener,
 }
+
+type Attempts = fn(&Surroundings<'_>) -> Vec<Attempt>;
 
 impl Scene {
     fn set() -> Self {
@@ -33,8 +40,13 @@ impl Scene {
         }
     }
 
-    fn attempts(&self, of: fn(&Surroundings<'_>) -> Vec<Attempt>) -> Vec<Attempt> {
-        let mapping = std::fs::read_to_string(self.victim.proc("maps")).expect("its mappings");
+    fn attempts(&self, of: Attempts) -> Vec<Attempt> {
+        self.attempts_on(self.victim.worker.pid, of)
+    }
+
+    fn attempts_on(&self, victim: i32, of: Attempts) -> Vec<Attempt> {
+        let mapping = std::fs::read_to_string(format!("/proc/{victim}/maps"));
+        let mapping = mapping.expect("its mappings");
         let stack = mapping
             .lines()
             .find(|line| line.ends_with("[stack]"))
@@ -42,7 +54,7 @@ impl Scene {
         let end = stack.split([' ', '-']).nth(1).expect("an end");
         let procs = root_cgroup_procs();
         of(&Surroundings {
-            victim: self.victim.worker.pid,
+            victim,
             victim_address: u64::from_str_radix(end, 16).expect("an address") - 64,
             root_cgroup_procs: Path::new(&procs),
             unix_socket: &self.folder.path().join("agent.sock"),
@@ -118,6 +130,51 @@ pub(crate) fn without_its_filter_a_worker_is_still_confined() {
     assert!(granted.is_empty(), "only the filter refuses: {granted:#?}");
     scene.taken.assert_serves();
     scene.victim.assert_serves();
+}
+
+/// A worker and the one that replaces it have one uid, but no way to each other.
+pub(crate) fn workers_of_one_pod_are_out_of_each_others_reach() {
+    let scene = Scene::set();
+    let image = WorkerImage::seal().expect("an image");
+    let sibling = scene.taken.place.bear(&image).expect("a sibling");
+    exchange(&sibling, Vec::new(), |message| match message {
+        to_supervisor::Message::Hello(_) => Some(()),
+        other => panic!("{other:?}"),
+    });
+    let scopes = landlock_version() >= 6;
+    if !scopes {
+        println!("signals between siblings: skipped, this kernel's landlock has no scopes");
+    }
+    let mut granted = Vec::new();
+    let attempts = scene.attempts_on(sibling.pid, second_line);
+    let attempts = attempts.into_iter().filter(|attempt| {
+        let reach = [
+            "ptrace",
+            "read another",
+            "get_robust",
+            "enter another",
+            "take another",
+        ];
+        let signal = scopes && attempt.name.starts_with("signal another");
+        signal || reach.iter().any(|start| attempt.name.starts_with(start))
+    });
+    for attempt in attempts {
+        let mut worker = Tracee::seize_without_seccomp(scene.taken.worker.pid).expect("traced");
+        let result = make(&mut worker, &attempt);
+        if result >= 0 {
+            granted.push(format!("{}: {result}", attempt.name));
+        }
+    }
+    sibling.signal(Signal::SIGKILL).expect("sent");
+    await_end(&sibling);
+    assert!(granted.is_empty(), "within reach: {granted:#?}");
+    scene.taken.assert_serves();
+}
+
+fn landlock_version() -> i64 {
+    let version = 1;
+    // SAFETY: with this flag the kernel only says its version.
+    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, version) }
 }
 
 /// The result of an attempt; its preparation must work.
