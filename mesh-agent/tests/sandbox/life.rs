@@ -6,10 +6,11 @@ use std::process::{Command, Stdio};
 use mesh_agent::sandbox::{Exit, Expected, SandboxError, WorkerImage, adopt};
 use mesh_api::worker::to_supervisor;
 
-use crate::place::{Place, Pod, await_end};
+use crate::place::{Place, Pod, await_end, image};
 use crate::supervise::exchange;
 
-pub(crate) fn a_confined_worker_serves() {
+#[test]
+fn a_confined_worker_serves() {
     let pod = Pod::born();
     pod.assert_serves();
     within_budget(&pod);
@@ -25,7 +26,8 @@ pub(crate) fn a_confined_worker_serves() {
     assert!(gone, "a zombie is left");
 }
 
-pub(crate) fn a_supervisor_adopts_its_workers_and_no_others() {
+#[test]
+fn a_supervisor_adopts_its_workers_and_no_others() {
     let mut pod = Pod::born();
     let adopted = adopt(pod.worker.pid, pod.expected()).expect("adopted");
     // The old supervisor's end is closed by this.
@@ -68,9 +70,10 @@ pub(crate) fn a_supervisor_adopts_its_workers_and_no_others() {
     assert!(error.contains("pidfd_open"), "{error}");
 }
 
-pub(crate) fn a_birth_that_fails_says_why() {
+#[test]
+fn a_birth_that_fails_says_why() {
     let place = Place::made();
-    let image = WorkerImage::seal().expect("an image");
+    let image = image();
     let null = File::open("/dev/null").expect("null");
     let unborn = place.bear_in(&null, &image).expect("the exec itself works");
     let why = exchange(&unborn, Vec::new(), |message| match message {
@@ -79,7 +82,7 @@ pub(crate) fn a_birth_that_fails_says_why() {
     });
     let step = "entering the pod's network namespace";
     assert!(why.contains(step), "{why}");
-    assert_eq!(await_end(&unborn), Some(Exit::Code(70)));
+    assert_eq!(await_end(&unborn), Some(Exit::Code(1)));
 
     let no_program = WorkerImage::seal_file("/etc/passwd".as_ref()).expect("a copy");
     let error = place.bear(&no_program).expect_err("no program");

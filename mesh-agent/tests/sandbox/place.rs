@@ -97,8 +97,7 @@ impl Pod {
     /// A worker that has said Ready.
     pub(crate) fn born() -> Self {
         let place = Place::made();
-        let image = WorkerImage::seal().expect("an image");
-        let worker = place.bear(&image).expect("a worker");
+        let worker = place.bear(&image()).expect("a worker");
         let pod = Self { worker, place };
         supervise::start(&pod.worker);
         pod
@@ -142,6 +141,11 @@ impl Pod {
     pub(crate) fn proc(&self, file: &str) -> PathBuf {
         format!("/proc/{}/{file}", self.worker.pid).into()
     }
+}
+
+/// The agent's binary, as its supervisor seals it.
+pub(crate) fn image() -> WorkerImage {
+    WorkerImage::seal_file(env!("CARGO_BIN_EXE_mesh-agent").as_ref()).expect("an image")
 }
 
 /// Waits for a worker to end and reaps it.

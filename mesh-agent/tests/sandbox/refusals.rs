@@ -9,11 +9,10 @@ use std::process::{Child, Command, Stdio};
 
 use mesh_lab::inject::{Attempt, Control, Surroundings, Tracee, attempts, second_line};
 
-use mesh_agent::sandbox::WorkerImage;
 use mesh_api::worker::to_supervisor;
 use nix::sys::signal::Signal;
 
-use crate::place::{Pod, await_end};
+use crate::place::{Pod, await_end, image};
 use crate::supervise::exchange;
 
 const REFUSED: i64 = -(libc::EPERM as i64);
@@ -62,7 +61,8 @@ impl Scene {
     }
 }
 
-pub(crate) fn every_attempt_is_refused() {
+#[test]
+fn every_attempt_is_refused() {
     let scene = Scene::set();
     let mut granted = Vec::new();
     for attempt in scene.attempts(attempts) {
@@ -84,7 +84,8 @@ pub(crate) fn every_attempt_is_refused() {
     );
 }
 
-pub(crate) fn the_same_attempts_work_where_nothing_confines() {
+#[test]
+fn the_same_attempts_work_where_nothing_confines() {
     let scene = Scene::set();
     let mut wrong = Vec::new();
     let both = scene
@@ -116,7 +117,8 @@ pub(crate) fn the_same_attempts_work_where_nothing_confines() {
     assert!(wrong.is_empty(), "of {tried} controls: {wrong:#?}");
 }
 
-pub(crate) fn without_its_filter_a_worker_is_still_confined() {
+#[test]
+fn without_its_filter_a_worker_is_still_confined() {
     let scene = Scene::set();
     let mut granted = Vec::new();
     for attempt in scene.attempts(second_line) {
@@ -133,9 +135,10 @@ pub(crate) fn without_its_filter_a_worker_is_still_confined() {
 }
 
 /// A worker and the one that replaces it have one uid, but no way to each other.
-pub(crate) fn workers_of_one_pod_are_out_of_each_others_reach() {
+#[test]
+fn workers_of_one_pod_are_out_of_each_others_reach() {
     let scene = Scene::set();
-    let image = WorkerImage::seal().expect("an image");
+    let image = image();
     let sibling = scene.taken.place.bear(&image).expect("a sibling");
     exchange(&sibling, Vec::new(), |message| match message {
         to_supervisor::Message::Hello(_) => Some(()),

@@ -6,7 +6,8 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::place::{Pod, entries};
 
-pub(crate) fn the_kernel_shows_a_worker_as_confined() {
+#[test]
+fn the_kernel_shows_a_worker_as_confined() {
     let pod = Pod::born();
     let status = fs::read_to_string(pod.proc("status")).expect("its status");
     let field = |name: &str| {
