@@ -13,8 +13,8 @@ use super::schema::{Head, Label, Name, Named, Pod, Service};
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     file: Arc<Path>,
-    /// Lines of the file before the document.
-    offset: usize,
+    /// The document, after as many empty lines as come before it in the file: so the parser
+    /// counts as the operator does.
     text: Arc<str>,
 }
 
@@ -36,7 +36,7 @@ impl Place {
     }
 
     fn line(&self, path: &[Step]) -> usize {
-        self.offset + locate::line(&self.text, path)
+        locate::line(&self.text, path)
     }
 }
 
@@ -64,8 +64,7 @@ pub(super) fn read(path: &Path, text: &str, found: &mut Found) {
     for (offset, text) in split(text) {
         let place = Place {
             file: file.clone(),
-            offset,
-            text: text.into(),
+            text: format!("{}{text}", "\n".repeat(offset)).into(),
         };
         read_document(&place, found);
     }
@@ -108,9 +107,9 @@ fn parse<T: DeserializeOwned>(place: &Place) -> Result<T, Mistake> {
         let mut line = 1;
         if let Some(location) = inner.location() {
             line = location.line();
-            // The parser counts from the document's start; the file's line is given instead.
+            // Given once, at the front.
             let (line, column) = (location.line(), location.column());
-            what = what.replace(&format!(" at line {line} column {column}"), "");
+            what = what.replacen(&format!(" at line {line} column {column}"), "", 1);
         }
         let field = if path == "." { String::new() } else { path };
         if let Some(rest) = what.strip_prefix(&format!("{field}: ")) {
@@ -118,7 +117,7 @@ fn parse<T: DeserializeOwned>(place: &Place) -> Result<T, Mistake> {
         }
         Mistake {
             file: place.file.clone(),
-            line: place.offset + line,
+            line,
             field,
             what,
         }

@@ -257,6 +257,7 @@ pub(super) struct PodStatus {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[serde(expecting = "a mapping such as {ip: 10.0.0.1}")]
 pub(super) struct PodIp {
     pub(super) ip: Address,
 }
