@@ -60,8 +60,13 @@ impl Address {
     /// the kernel takes for it.
     #[inline(always)]
     pub(crate) const fn is_local(self) -> bool {
-        let unspecified_v4 = self.is_v4() && self.as_v4() == 0;
-        let unspecified_v6 = self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 0;
-        unspecified_v4 || unspecified_v6 || self.is_loopback()
+        self.is_unspecified() || self.is_loopback()
+    }
+
+    /// `::` or 0.0.0.0.
+    #[inline(always)]
+    pub(crate) const fn is_unspecified(self) -> bool {
+        let v4 = self.is_v4() && self.as_v4() == 0;
+        v4 || (self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 0)
     }
 }

@@ -3,12 +3,14 @@
 //! without a full socket (RST, the ACK of TIME_WAIT, a SYN cookie) passes bare.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_sock};
-use aya_ebpf::helpers::generated::{bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id};
+use aya_ebpf::helpers::generated::{
+    bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
+};
 use aya_ebpf::programs::TcContext;
 use mesh_common::{KernelReason, POD_ALLOW_UDP, WallConfig};
 
 use crate::address::Address;
-use crate::context::field;
+use crate::context::{IPPROTO_TCP, field};
 use crate::maps::WALLS;
 use crate::packet::{
     Frame, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, Segment, TCP_ACK,
@@ -22,6 +24,8 @@ const PASS: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT as i32;
 /// `TCP_LISTEN` in `bpf_sock.state`.
 const STATE_LISTEN: u32 = 10;
+/// `TCP_CLOSE` in `bpf_sock.state`.
+const STATE_CLOSE: u32 = 7;
 
 const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
@@ -130,46 +134,89 @@ fn judge_worker(ctx: &TcContext, packet: &Packet, segment: &Segment) -> Result<(
     if sk.is_null() {
         return Err(KernelReason::WallTupleMismatch);
     }
-    if field!(sk, src_port) != u32::from(segment.source_port) {
-        return Err(KernelReason::WallTupleMismatch);
-    }
-    if field!(sk, state) == STATE_LISTEN {
+    let tuple = SocketTuple::of(sk, packet.v6);
+    let state = field!(sk, state);
+    let matches = if state == STATE_LISTEN {
         // Some SYN+ACKs are owned by the listener, which has no peer.
-        let bare = segment.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN | TCP_ACK
-            && segment.payload == packet.end;
-        return if bare {
-            Ok(())
-        } else {
-            Err(KernelReason::WallTupleMismatch)
-        };
-    }
-    // Both families are read whatever the packet is: LLVM would merge two branches' loads
-    // into one at a variable offset, which the verifier refuses.
-    let (source4, destination4) = (field!(sk, src_ip4), field!(sk, dst_ip4));
-    let source6 = Address([
-        field!(sk, src_ip6[0]),
-        field!(sk, src_ip6[1]),
-        field!(sk, src_ip6[2]),
-        field!(sk, src_ip6[3]),
-    ]);
-    let destination6 = Address([
-        field!(sk, dst_ip6[0]),
-        field!(sk, dst_ip6[1]),
-        field!(sk, dst_ip6[2]),
-        field!(sk, dst_ip6[3]),
-    ]);
-    let (source, destination) = if packet.v6 {
-        (source6, destination6)
+        tuple.source_port == segment.source_port
+            && segment.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN | TCP_ACK
+            && segment.payload == packet.end
+    } else if state == STATE_CLOSE {
+        is_tcp(sk) && tuple.was(packet, segment)
     } else {
-        (Address::v4(source4), Address::v4(destination4))
+        tuple.is(packet, segment)
     };
-    let same = u16::from_be(field!(sk, dst_port)) == segment.destination_port
-        && source == packet.source
-        && destination == packet.destination;
-    if same {
+    if matches {
         Ok(())
     } else {
         Err(KernelReason::WallTupleMismatch)
+    }
+}
+
+/// Whether a full socket is of TCP: raw and packet sockets are in `TCP_CLOSE` all their life.
+#[inline(always)]
+fn is_tcp(sk: *mut bpf_sock) -> bool {
+    // SAFETY: takes a socket that the verifier knows.
+    let full = unsafe { bpf_sk_fullsock(sk) };
+    !full.is_null() && field!(full, protocol) == IPPROTO_TCP
+}
+
+/// Both ends as the sending socket has them.
+struct SocketTuple {
+    source: Address,
+    source_port: u16,
+    destination: Address,
+    destination_port: u16,
+}
+
+impl SocketTuple {
+    /// Both families are read whatever the packet is: LLVM would merge two branches' loads
+    /// into one at a variable offset, which the verifier refuses.
+    #[inline(always)]
+    fn of(sk: *mut bpf_sock, v6: bool) -> Self {
+        let (source4, destination4) = (field!(sk, src_ip4), field!(sk, dst_ip4));
+        let source6 = Address([
+            field!(sk, src_ip6[0]),
+            field!(sk, src_ip6[1]),
+            field!(sk, src_ip6[2]),
+            field!(sk, src_ip6[3]),
+        ]);
+        let destination6 = Address([
+            field!(sk, dst_ip6[0]),
+            field!(sk, dst_ip6[1]),
+            field!(sk, dst_ip6[2]),
+            field!(sk, dst_ip6[3]),
+        ]);
+        let (source, destination) = if v6 {
+            (source6, destination6)
+        } else {
+            (Address::v4(source4), Address::v4(destination4))
+        };
+        Self {
+            source,
+            source_port: field!(sk, src_port) as u16,
+            destination,
+            destination_port: u16::from_be(field!(sk, dst_port)),
+        }
+    }
+
+    #[inline(always)]
+    fn is(&self, packet: &Packet, segment: &Segment) -> bool {
+        self.source_port == segment.source_port
+            && self.destination_port == segment.destination_port
+            && self.source == packet.source
+            && self.destination == packet.destination
+    }
+
+    /// A socket that was closed while its last segments were on their way has lost its port,
+    /// and after an abortive close its address and its peer's port; what it still has must match.
+    #[inline(always)]
+    fn was(&self, packet: &Packet, segment: &Segment) -> bool {
+        let source_lost = self.source.is_unspecified();
+        (self.source_port == 0 || self.source_port == segment.source_port)
+            && (self.destination_port == 0 || self.destination_port == segment.destination_port)
+            && (source_lost || self.source == packet.source)
+            && self.destination == packet.destination
     }
 }
 

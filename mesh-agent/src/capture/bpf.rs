@@ -14,6 +14,7 @@ const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// Attach before every other program (of a tcx hook).
 pub(super) const BPF_F_BEFORE: u32 = 1 << 3;
@@ -95,6 +96,11 @@ pub(super) fn link_create(
 pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let head = [raw(link.as_raw_fd()), raw(program.as_raw_fd())];
     bpf(BPF_LINK_UPDATE, &attributes(&head)).map(drop)
+}
+
+/// Takes a link's program off at once; closing the last descriptor does it some time later.
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(BPF_LINK_DETACH, &attributes(&[raw(link.as_raw_fd())])).map(drop)
 }
 
 /// What a link hangs on and runs.

@@ -111,7 +111,7 @@ impl Capture {
             let target = Target::Fd(folder.as_fd());
             object::attach(&temporary, name, program, &target, attach_type)?;
         }
-        let pins = pins::publish(options, temporary)?;
+        let pins = pins::publish(options, &temporary)?;
         Ok(Self { pins, object, maps })
     }
 
@@ -126,7 +126,7 @@ impl Capture {
         for (name, place, attach_type) in ATTACHED_ONCE {
             let program = object::load(&mut object, name)?;
             if object::update(&pins, name, program)? == Updated::Gone {
-                pins::remove(&pins.link(name))?;
+                pins::remove_link(&pins.link(name))?;
                 let folder = open_folder(place.folder(options))?;
                 let target = Target::Fd(folder.as_fd());
                 object::attach(&pins, name, program, &target, attach_type)?;

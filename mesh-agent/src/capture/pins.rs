@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use mesh_common::ABI_VERSION;
@@ -9,6 +10,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::CaptureOptions;
+use super::bpf;
 use super::error::{self, CaptureError, Result};
 
 /// The folders of one capture.
@@ -74,7 +76,7 @@ pub(super) fn temporary(options: &CaptureOptions) -> Result<Pins> {
 }
 
 /// Moves a finished folder to its place.
-pub(super) fn publish(options: &CaptureOptions, temporary: Pins) -> Result<Pins> {
+pub(super) fn publish(options: &CaptureOptions, temporary: &Pins) -> Result<Pins> {
     let folder = instance_folder(options).join(format!("v{ABI_VERSION}"));
     fs::rename(&temporary.folder, &folder).map_err(error::io("moving the pins to", &folder))?;
     Ok(Pins { folder })
@@ -96,13 +98,22 @@ pub(super) fn remove_all(options: &CaptureOptions) -> Result<()> {
     }
 }
 
-/// Removes one pin; what isn't there is no error.
-pub(super) fn remove(path: &Path) -> Result<()> {
+/// Takes a link's program off and removes its pin; what isn't there is no error.
+pub(super) fn remove_link(path: &Path) -> Result<()> {
+    match bpf::open(path) {
+        Ok(link) => ignore_missing(bpf::link_detach(link.as_fd())),
+        Err(e) => ignore_missing(Err(e)),
+    }
+    .map_err(error::io("detaching the link", path))?;
+    remove(path)
+}
+
+fn remove(path: &Path) -> Result<()> {
     ignore_missing(fs::remove_file(path)).map_err(error::io("removing the pin", path))
 }
 
 fn remove_folder(folder: &Path) -> Result<()> {
-    for part in ["links", "maps"] {
+    for (part, remove) in [("links", remove_link as fn(&Path) -> _), ("maps", remove)] {
         let part = folder.join(part);
         match names(&part) {
             Err(CaptureError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}

@@ -52,7 +52,7 @@ impl Capture {
         if object::update(&self.pins, &link, program)? != Updated::Gone {
             return Ok(());
         }
-        pins::remove(&self.pins.link(&link))?;
+        pins::remove_link(&self.pins.link(&link))?;
         let target = Target::Ifindex(ifindex);
         match object::attach(&self.pins, &link, program, &target, AttachType::TcxIngress) {
             // No tcx before Linux 6.6.
@@ -100,7 +100,7 @@ impl Capture {
             if u64::from(info.target) == inode(netns)? {
                 return Ok(());
             }
-            pins::remove(&path)?;
+            pins::remove_link(&path)?;
         }
         let mut instance = object::open(&self.pins, slot)?;
         let program = object::load(&mut instance, object::STEER)?;
@@ -130,10 +130,10 @@ impl Capture {
         check(slot)?;
         let mut results = vec![
             absent(self.maps.pods.remove(&netns_cookie)).map_err(abi::failed(map_name::PODS)),
-            pins::remove(&self.pins.link(&steer_link(slot))),
+            pins::remove_link(&self.pins.link(&steer_link(slot))),
         ];
         for &ifindex in ifindexes {
-            results.push(pins::remove(&self.pins.link(&wall_link(ifindex))));
+            results.push(pins::remove_link(&self.pins.link(&wall_link(ifindex))));
             if self.maps.walls.get(&ifindex, 0).is_ok() {
                 results.push(clsact::detach(ifindex));
             }

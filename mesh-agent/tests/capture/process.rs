@@ -2,7 +2,6 @@
 //! sockets for the test: what the programs trust is who does these.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -20,7 +19,7 @@ const SOCKET: u8 = 1;
 const BIND: u8 = 2;
 const CONNECT: u8 = 3;
 /// Request: operation, three integers, and an address.
-const REQUEST_BYTES: usize = 1 + 3 * 4 + mem::size_of::<SockAddrStorage>();
+const REQUEST_BYTES: usize = 1 + 3 * 4 + size_of::<SockAddrStorage>();
 
 /// The child; killed when dropped.
 pub(crate) struct Process {
@@ -52,7 +51,7 @@ impl Process {
                 process
             }
             ForkResult::Child => {
-                drop(ours);
+                close_others([theirs.as_raw_fd(), netns.as_raw_fd()]);
                 let ready = std::fs::write(&procs, std::process::id().to_string()).is_ok()
                     && nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).is_ok()
                     && nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).is_ok();
@@ -63,10 +62,6 @@ impl Process {
                 unsafe { libc::_exit(0) }
             }
         }
-    }
-
-    pub(crate) fn pid(&self) -> Pid {
-        self.pid
     }
 
     /// A socket made in the child, so of its cgroup and namespace.
@@ -185,13 +180,25 @@ pub(crate) fn label(socket: &Socket, client: SocketAddr) -> io::Result<()> {
             SOL_NODEMESH,
             SO_CLIENT_LABEL,
             (&raw const label).cast(),
-            mem::size_of::<ClientLabel>() as u32,
+            size_of::<ClientLabel>() as u32,
         )
     };
     if status == 0 {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Other tests' sockets must not live on in this child.
+fn close_others(mut keep: [RawFd; 2]) {
+    keep.sort_unstable();
+    let [low, high] = keep.map(i32::cast_unsigned);
+    for (first, last) in [(3, low - 1), (low + 1, high - 1), (high + 1, u32::MAX)] {
+        if first <= last {
+            // SAFETY: the child uses none of these.
+            unsafe { libc::close_range(first, last, 0) };
+        }
     }
 }
 

@@ -1,0 +1,136 @@
+//! Frames and packets as nobody's kernel would make them. Checksums are left out: the wall
+//! decides before anybody looks at them.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+pub(crate) const IPV4: u16 = 0x0800;
+pub(crate) const ARP: u16 = 0x0806;
+pub(crate) const IPV6: u16 = 0x86dd;
+pub(crate) const VLAN: u16 = 0x8100;
+
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
+pub(crate) const PSH: u8 = 0x08;
+pub(crate) const ACK: u8 = 0x10;
+
+pub(crate) fn ethernet(ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend([2, 0, 0, 0, 0, 1]);
+    frame.extend(ethertype.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// `fragment`: the flags and offset as they are on the wire.
+pub(crate) fn ipv4(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    protocol: u8,
+    fragment: u16,
+    payload: &[u8],
+) -> Vec<u8> {
+    let total = u16::try_from(20 + payload.len()).unwrap();
+    let mut packet = vec![0x45, 0];
+    packet.extend(total.to_be_bytes());
+    packet.extend([0, 1]);
+    packet.extend(fragment.to_be_bytes());
+    packet.extend([64, protocol, 0, 0]);
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    let sum = checksum(&packet);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend(payload);
+    packet
+}
+
+pub(crate) fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
+    packet.extend([next, 64]);
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(payload);
+    packet
+}
+
+/// An IPv6 extension header of 8 bytes.
+pub(crate) fn extension(next: u8, payload: &[u8]) -> Vec<u8> {
+    let mut header = vec![next, 0, 1, 4, 0, 0, 0, 0];
+    header.extend(payload);
+    header
+}
+
+/// `options` must be a multiple of four bytes.
+pub(crate) fn tcp(to: u16, flags: u8, options: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut segment = 40_000_u16.to_be_bytes().to_vec();
+    segment.extend(to.to_be_bytes());
+    segment.extend([0; 8]);
+    let words = u8::try_from(5 + options.len() / 4).unwrap();
+    segment.extend([words << 4, flags, 0x20, 0, 0, 0, 0, 0]);
+    segment.extend(options);
+    segment.extend(payload);
+    segment
+}
+
+/// An ICMP echo of that type. The kernel sums ICMPv6 itself.
+pub(crate) fn icmp_echo(kind: u8) -> Vec<u8> {
+    let mut message = vec![kind, 0, 0, 0, 0, 1, 0, 1];
+    let sum = checksum(&message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    message
+}
+
+fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum: u32 = bytes
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).unwrap()
+}
+
+/// Sends a frame through a packet socket on the device, claiming a protocol.
+pub(crate) fn send_frame(socket: &OwnedFd, ifindex: u32, claimed: u16, frame: &[u8]) {
+    // SAFETY: all zeros is a sockaddr_ll.
+    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    to.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
+    to.sll_protocol = claimed.to_be();
+    to.sll_ifindex = i32::try_from(ifindex).unwrap();
+    send(
+        socket,
+        frame,
+        (&raw const to).cast(),
+        size_of::<libc::sockaddr_ll>(),
+    );
+}
+
+/// Sends an IPv4 packet, header included, through a raw socket.
+pub(crate) fn send_packet(socket: &OwnedFd, destination: Ipv4Addr, packet: &[u8]) {
+    let to = socket2::SockAddr::from(std::net::SocketAddr::from((destination, 0)));
+    send(socket, packet, to.as_ptr().cast(), to.len() as usize);
+}
+
+fn send(socket: &OwnedFd, bytes: &[u8], to: *const libc::sockaddr, len: usize) {
+    // SAFETY: the buffer and the address are as long as said.
+    let sent = unsafe {
+        let (data, size) = (bytes.as_ptr().cast(), bytes.len());
+        libc::sendto(
+            socket.as_raw_fd(),
+            data,
+            size,
+            0,
+            to,
+            u32::try_from(len).unwrap(),
+        )
+    };
+    assert_eq!(
+        usize::try_from(sent).ok(),
+        Some(bytes.len()),
+        "{}",
+        std::io::Error::last_os_error()
+    );
+}

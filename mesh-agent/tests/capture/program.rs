@@ -1,0 +1,75 @@
+//! Programs that do nothing, to put in the place of others.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+pub(crate) const SCHED_CLS: u32 = 3;
+pub(crate) const CGROUP_SOCK_ADDR: u32 = 18;
+pub(crate) const SK_LOOKUP: u32 = 30;
+pub(crate) const ATTACH_INET4_CONNECT: u32 = 10;
+pub(crate) const ATTACH_SK_LOOKUP: u32 = 36;
+pub(crate) const ATTACH_TCX_INGRESS: u32 = 46;
+
+const PROG_LOAD: i64 = 5;
+const OBJ_GET: i64 = 7;
+const LINK_CREATE: i64 = 28;
+const LINK_UPDATE: i64 = 29;
+
+/// A program that returns 1 at once (allow; pass; for tc: reclassify, so the caller says 0 there).
+pub(crate) fn returning(kind: u32, attach_type: u32, value: i32) -> OwnedFd {
+    // mov64 r0, value; exit
+    let code: [u64; 2] = [0xb7 | (u64::from(value.cast_unsigned()) << 32), 0x95];
+    let licence = c"GPL";
+    let mut attributes = [0_u32; 32];
+    attributes[0] = kind;
+    attributes[1] = 2;
+    set_pointer(&mut attributes, 2, code.as_ptr().cast());
+    set_pointer(&mut attributes, 4, licence.as_ptr().cast());
+    // prog_flags, name, ifindex come between.
+    attributes[17] = attach_type;
+    bpf(PROG_LOAD, &attributes).unwrap()
+}
+
+/// The link pinned there.
+pub(crate) fn pinned(path: &std::path::Path) -> OwnedFd {
+    let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    let mut attributes = [0_u32; 32];
+    set_pointer(&mut attributes, 0, path.as_ptr().cast());
+    bpf(OBJ_GET, &attributes).unwrap()
+}
+
+/// Puts another program into a link.
+pub(crate) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) {
+    let mut attributes = [0_u32; 32];
+    attributes[0] = link.as_raw_fd().cast_unsigned();
+    attributes[1] = program.as_raw_fd().cast_unsigned();
+    bpf(LINK_UPDATE, &attributes).map(drop).unwrap();
+}
+
+/// Attaches to a device's ingress, last.
+pub(crate) fn attach_tcx(program: BorrowedFd<'_>, ifindex: u32) -> OwnedFd {
+    let mut attributes = [0_u32; 32];
+    attributes[0] = program.as_raw_fd().cast_unsigned();
+    attributes[1] = ifindex;
+    attributes[2] = ATTACH_TCX_INGRESS;
+    bpf(LINK_CREATE, &attributes).unwrap()
+}
+
+fn set_pointer(attributes: &mut [u32; 32], at: usize, pointer: *const libc::c_void) {
+    let address = pointer as u64;
+    attributes[at] = (address & 0xffff_ffff) as u32;
+    attributes[at + 1] = (address >> 32) as u32;
+}
+
+fn bpf(command: i64, attributes: &[u32; 32]) -> io::Result<OwnedFd> {
+    // SAFETY: the attributes are as long as said, and what they point to outlives the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), 128) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if command == LINK_UPDATE {
+        return Ok(std::fs::File::open("/dev/null")?.into());
+    }
+    // SAFETY: the kernel has just made it.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) })
+}

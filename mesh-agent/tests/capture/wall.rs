@@ -1,0 +1,479 @@
+//! What leaves the pod, and what doesn't.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
+use std::time::Duration;
+
+use mesh_common::{KernelReason, WallConfig};
+use socket2::{Domain, Socket, Type};
+
+use crate::frame::{self, ACK, ARP, FIN, IPV4, IPV6, PSH, RST, SYN, VLAN};
+use crate::lab::{Lab, NODE_V4, NODE_V6, eventually, in_netns};
+use crate::names::{accept, address, local};
+use crate::process::Process;
+
+const TCP: u8 = 6;
+const POD: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 2);
+const NODE: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 1);
+const PACKET_QDISC_BYPASS: i32 = 20;
+
+fn server(lab: &Lab, ip: &str) -> (Socket, SocketAddr) {
+    let listener = lab.in_node(|| {
+        let at = SocketAddr::new(ip.parse().unwrap(), 0);
+        let listener = Socket::new(Domain::for_address(at), Type::STREAM, None).unwrap();
+        listener.bind(&at.into()).unwrap();
+        listener.listen(8).unwrap();
+        listener
+    });
+    let at = local(&listener);
+    (listener, at)
+}
+
+/// Refusals by the wall.
+fn walled(lab: &Lab) -> Vec<(KernelReason, u64)> {
+    let all = lab.capture.as_ref().unwrap().refusals(0).unwrap();
+    all.into_iter()
+        .filter(|&(reason, _)| reason as u32 >= KernelReason::WallNotWorker as u32)
+        .collect()
+}
+
+fn raw_socket(process: &Process) -> OwnedFd {
+    process.socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW)
+}
+
+/// A SYN of an app by a raw socket.
+pub(crate) fn send_raw_syn(lab: &Lab, to: SocketAddr) {
+    let app = lab.app();
+    let SocketAddr::V4(to) = to else {
+        panic!("IPv4")
+    };
+    let segment = frame::tcp(to.port(), SYN, &[], &[]);
+    let packet = frame::ipv4(POD, *to.ip(), TCP, 0, &segment);
+    frame::send_packet(&raw_socket(&app), *to.ip(), &packet);
+}
+
+#[test]
+fn the_workers_own_connections_pass_both_ways_in_both_families() {
+    let lab = Lab::new();
+    for ip in [NODE_V4, NODE_V6] {
+        let (listener, at) = server(&lab, ip);
+        let mut worker = TcpStream::from(lab.worker().process.dial(at).unwrap());
+        let (peer, _) = accept(&listener);
+        let mut peer = TcpStream::from(peer);
+        let sent = vec![7; 1 << 20];
+        let mut received = vec![0; 1 << 20];
+        std::thread::scope(|scope| {
+            scope.spawn(|| worker.write_all(&sent).unwrap());
+            peer.read_exact(&mut received).unwrap();
+        });
+        assert!(sent == received);
+        peer.write_all(b"back").unwrap();
+        worker.read_exact(&mut received[..4]).unwrap();
+        assert_eq!(&received[..4], b"back");
+    }
+    assert_eq!(walled(&lab), []);
+}
+
+#[test]
+fn a_connection_older_than_the_enrolment_ends() {
+    let mut lab = Lab::node();
+    lab.add_pod();
+    let (listener, at) = server(&lab, NODE_V4);
+    let app = lab.app();
+    let mut old = TcpStream::from(app.dial(at).unwrap());
+    let (peer, _) = accept(&listener);
+    lab.enrol(0);
+    old.write_all(b"in clear").unwrap();
+    eventually("the wall counts it", || {
+        (lab.refused(0, KernelReason::WallNotWorker) > 0).then_some(())
+    });
+    peer.set_nonblocking(true).unwrap();
+    let error = (&peer).read(&mut [0; 8]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
+fn raw_sockets_of_apps_are_dropped() {
+    let lab = Lab::new();
+    let (_listener, at) = server(&lab, NODE_V4);
+    send_raw_syn(&lab, at);
+    assert_eq!(walled(&lab), [(KernelReason::WallNotWorker, 1)]);
+}
+
+#[test]
+fn raw_sockets_of_the_worker_are_dropped_too() {
+    let lab = Lab::new();
+    let (_listener, at) = server(&lab, NODE_V4);
+    let socket = raw_socket(&lab.worker().process);
+    let segment = frame::tcp(at.port(), SYN, &[], &[]);
+    frame::send_packet(&socket, NODE, &frame::ipv4(POD, NODE, TCP, 0, &segment));
+    assert_eq!(walled(&lab), [(KernelReason::WallTupleMismatch, 1)]);
+}
+
+/// What apps can put on their device by themselves.
+struct Injector<'a> {
+    lab: &'a Lab,
+    socket: OwnedFd,
+    ifindex: u32,
+    _app: Process,
+}
+
+impl<'a> Injector<'a> {
+    fn new(lab: &'a Lab, bypass: bool) -> Self {
+        let app = lab.app();
+        let socket = app.socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
+        let on = i32::from(bypass);
+        // SAFETY: the value is as long as said.
+        let status = unsafe {
+            let (fd, level) = (socket.as_raw_fd(), libc::SOL_PACKET);
+            libc::setsockopt(fd, level, PACKET_QDISC_BYPASS, (&raw const on).cast(), 4)
+        };
+        assert_eq!(status, 0);
+        let ifindex = lab.in_pod(|| nix::net::if_::if_nametoindex("eth0").unwrap());
+        Self {
+            lab,
+            socket,
+            ifindex,
+            _app: app,
+        }
+    }
+
+    /// Sends one frame and says what became of it: the reason, or `None` if it passed.
+    fn send(&self, claimed: u16, bytes: &[u8]) -> Option<KernelReason> {
+        let before = walled(self.lab);
+        frame::send_frame(&self.socket, self.ifindex, claimed, bytes);
+        let after = walled(self.lab);
+        let count = |of: &[(KernelReason, u64)], reason| {
+            of.iter()
+                .find(|&&(r, _)| r == reason)
+                .map_or(0, |&(_, n)| n)
+        };
+        after
+            .iter()
+            .find(|&&(reason, n)| n > count(&before, reason))
+            .map(|&(reason, _)| reason)
+    }
+}
+
+fn v4(protocol: u8, payload: &[u8]) -> Vec<u8> {
+    frame::ethernet(IPV4, &frame::ipv4(POD, NODE, protocol, 0, payload))
+}
+
+fn v6(next: u8, payload: &[u8]) -> Vec<u8> {
+    let (pod, node): (Ipv6Addr, Ipv6Addr) = ("fd88::2".parse().unwrap(), NODE_V6.parse().unwrap());
+    frame::ethernet(IPV6, &frame::ipv6(pod, node, next, payload))
+}
+
+#[test]
+fn no_frame_of_an_app_carries_tcp_out() {
+    let lab = Lab::new();
+    let data = frame::tcp(80, PSH | ACK, &[], b"in clear");
+    let syn = frame::tcp(80, SYN, &[], &[]);
+    let tagged = |inner: &[u8]| {
+        // Tag control information, then the frame's own ethertype and payload.
+        let mut payload = vec![0, 5];
+        payload.extend(&inner[12..]);
+        frame::ethernet(VLAN, &payload)
+    };
+    for bypass in [false, true] {
+        let app = Injector::new(&lab, bypass);
+        for segment in [&data, &syn] {
+            let plain = v4(TCP, segment);
+            for claimed in [IPV4, IPV6, ARP, 0x1234] {
+                assert_eq!(app.send(claimed, &plain), Some(KernelReason::WallNotWorker));
+            }
+            assert_eq!(
+                app.send(IPV6, &v6(TCP, segment)),
+                Some(KernelReason::WallNotWorker)
+            );
+            let hidden = v6(0, &frame::extension(60, &frame::extension(TCP, segment)));
+            assert_eq!(app.send(IPV6, &hidden), Some(KernelReason::WallNotWorker));
+            let once = tagged(&plain);
+            assert_eq!(app.send(VLAN, &once), Some(KernelReason::WallProtocol));
+            assert_eq!(app.send(IPV4, &once), Some(KernelReason::WallProtocol));
+            assert_eq!(
+                app.send(VLAN, &tagged(&once)),
+                Some(KernelReason::WallProtocol)
+            );
+        }
+    }
+}
+
+#[test]
+fn fragments_tunnels_and_what_cannot_be_parsed_are_dropped() {
+    let lab = Lab::new();
+    let app = Injector::new(&lab, false);
+    let segment = frame::tcp(80, PSH | ACK, &[], b"in clear");
+    let first = frame::ipv4(POD, NODE, TCP, 0x2000, &segment);
+    let later = frame::ipv4(POD, NODE, TCP, 0x0003, &segment);
+    let fragment = Some(KernelReason::WallFragment);
+    assert_eq!(app.send(IPV4, &frame::ethernet(IPV4, &first)), fragment);
+    assert_eq!(app.send(IPV4, &frame::ethernet(IPV4, &later)), fragment);
+    // IPv6: TCP, and something that may hide it, in a first fragment.
+    let more = |next: u8| {
+        let mut header = vec![next, 0, 0, 1, 0, 0, 0, 9];
+        header.extend(&segment);
+        v6(44, &header)
+    };
+    assert_eq!(app.send(IPV6, &more(TCP)), fragment);
+    assert_eq!(app.send(IPV6, &more(60)), fragment);
+    let protocol = Some(KernelReason::WallProtocol);
+    // IP in IP, IPv6 in IPv4, GRE, ESP, SCTP, UDP-Lite, IPv6 routing header, MPLS, 802.3.
+    for tunnel in [4, 41, 47, 50, 132, 136] {
+        assert_eq!(app.send(IPV4, &v4(tunnel, &segment)), protocol, "{tunnel}");
+    }
+    assert_eq!(
+        app.send(IPV6, &v6(43, &frame::extension(TCP, &segment))),
+        protocol
+    );
+    assert_eq!(
+        app.send(0x8847, &frame::ethernet(0x8847, &segment)),
+        protocol
+    );
+    assert_eq!(app.send(IPV4, &frame::ethernet(0x0100, &segment)), protocol);
+    let unparsable = Some(KernelReason::WallUnparsable);
+    assert_eq!(
+        app.send(IPV4, &frame::ethernet(IPV4, &[0x45; 10])),
+        unparsable
+    );
+    assert_eq!(
+        app.send(IPV4, &frame::ethernet(IPV4, &[0x42; 60])),
+        unparsable
+    );
+    assert_eq!(
+        app.send(IPV4, &frame::ethernet(IPV4, &[0x65; 60])),
+        unparsable
+    );
+    assert_eq!(app.send(IPV4, &v4(TCP, &segment[..12])), unparsable);
+    let mut endless = frame::extension(TCP, &segment);
+    for _ in 0..8 {
+        endless = frame::extension(60, &endless);
+    }
+    assert_eq!(app.send(IPV6, &v6(60, &endless)), unparsable);
+}
+
+/// The test itself runs in the root cgroup, as the kernel's own answers do.
+#[test]
+fn without_a_workers_socket_only_bare_segments_pass() {
+    let lab = Lab::new();
+    let cgroup = lab.options.cgroup_root.clone();
+    let root = Process::spawn(&crate::lab::netns_path(&lab.pod().netns), &cgroup);
+    let socket = raw_socket(&root);
+    let send = |flags, options: &[u8], payload: &[u8]| {
+        let before = lab.refused(0, KernelReason::WallBareSegment);
+        let segment = frame::tcp(9, flags, options, payload);
+        frame::send_packet(&socket, NODE, &frame::ipv4(POD, NODE, TCP, 0, &segment));
+        lab.refused(0, KernelReason::WallBareSegment) == before
+    };
+    let timestamp = [1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0];
+    let negotiated = [
+        2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0, 1, 3, 3, 7,
+    ];
+    let foreign = [254, 4, 1, 2];
+    for flags in [RST, RST | ACK, ACK, SYN | ACK] {
+        assert!(send(flags, &[], &[]), "{flags:#x}");
+        assert!(send(flags, &timestamp, &[]), "{flags:#x}");
+        assert!(!send(flags, &foreign, &[]), "{flags:#x}");
+        assert!(!send(flags, &[], b"in clear"), "{flags:#x}");
+        assert_eq!(
+            send(flags, &negotiated, &[]),
+            flags == SYN | ACK,
+            "{flags:#x}"
+        );
+    }
+    for flags in [SYN, FIN, FIN | ACK, PSH | ACK, PSH, 0, SYN | FIN | ACK] {
+        assert!(!send(flags, &[], &[]), "{flags:#x}");
+    }
+}
+
+#[test]
+fn refused_from_outside_stays_refused() {
+    let lab = Lab::new();
+    for ip in [lab.pod().v4, lab.pod().v6] {
+        // Nobody listens for HBONE in this lab: the kernel answers by itself.
+        let error = lab.in_node(|| {
+            let to = SocketAddr::new(ip, mesh_common::PORT_HBONE);
+            TcpStream::connect_timeout(&to, Duration::from_secs(2)).unwrap_err()
+        });
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{ip}");
+    }
+    assert_eq!(walled(&lab), []);
+}
+
+#[test]
+fn a_connection_closed_by_the_worker_closes_on_the_other_side() {
+    let lab = Lab::new();
+    for ip in [NODE_V4, NODE_V6] {
+        let (listener, at) = server(&lab, ip);
+        let worker = lab.worker().process.dial(at).unwrap();
+        let (peer, _) = accept(&listener);
+        drop(worker);
+        assert_eq!((&peer).read(&mut [0; 1]).unwrap(), 0);
+        drop(peer);
+        // Its FIN is answered by what is left of the worker's socket.
+        let node = lab.node_netns();
+        eventually("nothing of it is left outside", || {
+            let output = Command::new("ip")
+                .args([
+                    "netns",
+                    "exec",
+                    &node,
+                    "cat",
+                    "/proc/net/tcp",
+                    "/proc/net/tcp6",
+                ])
+                .output()
+                .unwrap();
+            let table = String::from_utf8(output.stdout).unwrap();
+            let port = format!(":{:04X} ", at.port());
+            let left = table.lines().filter(|line| {
+                let fields: Vec<_> = line.split_whitespace().collect();
+                // The listener is state 0A.
+                fields.len() > 3 && format!("{} ", fields[1]).ends_with(&port) && fields[3] != "0A"
+            });
+            (left.count() == 0).then_some(())
+        });
+    }
+    assert_eq!(walled(&lab), []);
+}
+
+#[test]
+fn syn_cookies_pass() {
+    let lab = Lab::new();
+    lab.in_pod(|| fs::write("/proc/sys/net/ipv4/tcp_syncookies", "2").unwrap());
+    for (ip, listener) in [
+        (lab.pod().v4, &lab.worker().plaintext_v4),
+        (lab.pod().v6, &lab.worker().plaintext_v6),
+    ] {
+        let to = SocketAddr::new(ip, 8080);
+        let mut caller =
+            lab.in_node(|| TcpStream::connect_timeout(&to, Duration::from_secs(2)).unwrap());
+        let (worker, from) = accept(listener);
+        assert_eq!((local(&worker), from), (to, caller.local_addr().unwrap()));
+        caller.write_all(b"hello").unwrap();
+        let mut received = [0; 5];
+        (&worker).read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"hello");
+    }
+    assert_eq!(walled(&lab), []);
+}
+
+#[test]
+fn udp_is_a_matter_of_the_pods_flag() {
+    let mut lab = Lab::new();
+    let outside = lab.in_node(|| UdpSocket::bind((NODE_V4, 0)).unwrap());
+    outside
+        .set_read_timeout(Some(Duration::from_secs(2)))
+        .unwrap();
+    let app = lab.in_pod(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    app.send_to(b"x", outside.local_addr().unwrap()).unwrap();
+    assert_eq!(outside.recv(&mut [0; 4]).unwrap(), 1);
+    let wall = WallConfig {
+        worker_cgroup_id: lab.pod().config.worker_cgroup_id,
+        slot: 0,
+        flags: 0,
+    };
+    let (node, ifindex) = (lab.node_netns(), lab.pod().ifindex);
+    let capture = lab.capture();
+    in_netns(&node, || capture.attach_wall(ifindex, wall)).unwrap();
+    app.send_to(b"x", outside.local_addr().unwrap()).unwrap();
+    assert_eq!(walled(&lab), [(KernelReason::WallProtocol, 1)]);
+}
+
+/// An abortive close takes the socket's own addresses away while its RST is on its way.
+#[test]
+fn a_reset_by_the_worker_arrives() {
+    let lab = Lab::new();
+    for ip in [NODE_V4, NODE_V6] {
+        let (listener, at) = server(&lab, ip);
+        for _ in 0..20 {
+            let worker = lab.worker().process.dial(at).unwrap();
+            let (peer, _) = accept(&listener);
+            worker.set_linger(Some(Duration::ZERO)).unwrap();
+            drop(worker);
+            let error = (&peer).read(&mut [0; 1]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        }
+    }
+    assert_eq!(walled(&lab), []);
+}
+
+#[test]
+fn closing_on_both_sides_at_once_drops_nothing() {
+    let lab = Lab::new();
+    for ip in [NODE_V4, NODE_V6] {
+        let (listener, at) = server(&lab, ip);
+        for _ in 0..200 {
+            let worker = lab.worker().process.dial(at).unwrap();
+            let (peer, _) = accept(&listener);
+            (&peer).write_all(b"x").unwrap();
+            (&worker).read_exact(&mut [0; 1]).unwrap();
+            drop(peer);
+            drop(worker);
+        }
+    }
+    assert_eq!(walled(&lab), []);
+}
+
+#[test]
+fn ping_passes() {
+    let lab = Lab::new();
+    for (ip, protocol) in [(NODE_V4, 1), (NODE_V6, 58)] {
+        let to = SocketAddr::new(ip.parse().unwrap(), 0);
+        let socket = lab.in_pod(|| {
+            Socket::new(Domain::for_address(to), Type::RAW, Some(protocol.into())).unwrap()
+        });
+        socket
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        let (request, reply) = if to.is_ipv4() { (8, 0) } else { (128, 129) };
+        socket
+            .send_to(&frame::icmp_echo(request), &to.into())
+            .unwrap();
+        let header = if to.is_ipv4() { 20 } else { 0 };
+        let mut received = [0; 64];
+        // Neighbour discovery comes by as well.
+        while {
+            let len = (&socket).read(&mut received).unwrap();
+            len <= header || received[header] != reply
+        } {}
+    }
+    assert_eq!(walled(&lab), []);
+}
+
+/// A pod with `CAP_NET_ADMIN` can rewrite what its worker sends; the wall sees that it isn't
+/// what the worker's socket says.
+#[test]
+fn what_the_pod_rewrites_of_its_workers_packets_is_dropped() {
+    let lab = Lab::new();
+    let (listener, at) = server(&lab, NODE_V4);
+    let rules = format!(
+        "add table ip t; add chain ip t o {{ type nat hook output priority -100; }}; \
+         add rule ip t o ip daddr 198.51.100.7 tcp dport 443 dnat to {at}"
+    );
+    let nft = Command::new("ip")
+        .args(["netns", "exec", &lab.pod().netns, "nft", &rules])
+        .output()
+        .expect("ip is installed");
+    assert!(
+        nft.status.success(),
+        "this test needs the package nftables: {}",
+        String::from_utf8_lossy(&nft.stderr)
+    );
+    let socket = lab.worker().process.tcp(address("198.51.100.7:443"));
+    socket.set_nonblocking(true).unwrap();
+    let error = lab
+        .worker()
+        .process
+        .connect(&socket, address("198.51.100.7:443"))
+        .unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS));
+    eventually("the wall counts it", || {
+        (lab.refused(0, KernelReason::WallTupleMismatch) > 0).then_some(())
+    });
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
