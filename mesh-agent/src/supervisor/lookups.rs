@@ -16,7 +16,8 @@ const MAX_POSITIVE: usize = 16_384;
 /// Destinations that lead nowhere, per worker: a port scan shall not crowd out the rest. A
 /// worker asks again for those that aren't kept, when their time is up.
 const MAX_NEGATIVE: usize = 1_024;
-/// Look-ups a worker may make in a row, and in a second.
+/// Messages of any kind that a worker may send in a row, and in a second: all workers share
+/// the supervisor's one thread.
 const BURST: f64 = 1_000.0;
 const PER_SECOND: f64 = 500.0;
 

@@ -156,6 +156,8 @@ async fn pods_text(shared: &Shared) -> String {
         let report = pod.report.borrow().clone();
         let enrolled = u64::from(report.state == PodState::Enrolled);
         add(&mut families, "nodemesh_pod_enrolled", &key, None, enrolled);
+        let restarts = "nodemesh_worker_restarts_total";
+        add(&mut families, restarts, &key, None, report.restarts);
         if let Some(end) = report.certificate_not_after_s {
             let name = "nodemesh_certificate_not_after_seconds";
             add(&mut families, name, &key, None, end.unsigned_abs());
@@ -185,7 +187,7 @@ async fn pods_text(shared: &Shared) -> String {
         match timeout(left, counters).await {
             Ok(Ok(counters)) => {
                 for Counter { name, label, value } in counters {
-                    let label = (!label.is_empty()).then_some(("kind", label.as_str()));
+                    let label = (!label.is_empty()).then_some((label_key(&name), label.as_str()));
                     add(&mut families, &name, &key, label, value);
                 }
             }
@@ -193,6 +195,14 @@ async fn pods_text(shared: &Shared) -> String {
         }
     }
     render(&families)
+}
+
+/// What the one label of a worker's series says.
+fn label_key(name: &str) -> &'static str {
+    match name.contains("refusals") || name.contains("failures") {
+        true => "reason",
+        false => "kind",
+    }
 }
 
 fn add(families: &mut Families, name: &str, pod: &PodKey, label: Option<(&str, &str)>, value: u64) {

@@ -26,11 +26,13 @@ mod metrics;
 mod netlink;
 mod netns;
 mod node;
+mod placement;
 mod pods;
 mod ports;
 mod reconcile;
 mod session;
 mod shared;
+mod signing;
 mod workers;
 mod xds;
 
@@ -43,6 +45,7 @@ use std::fs;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -61,6 +64,7 @@ use shared::Shared;
 /// If something it can't do without is missing; the message says what, and what to do.
 pub fn run(config: Config) -> anyhow::Result<()> {
     log_to_stderr(config.log_format);
+    raise_descriptor_limit()?;
     // Before there is a second thread: only this one, and those that it makes, enter it.
     enter_host_namespace()?;
     tokio::runtime::Builder::new_current_thread()
@@ -68,6 +72,12 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .build()
         .context("starting the runtime")?
         .block_on(supervise(Arc::new(config)))
+}
+
+/// A dozen descriptors for each pod: its namespace, its worker, its listeners.
+fn raise_descriptor_limit() -> anyhow::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("reading RLIMIT_NOFILE")?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raising RLIMIT_NOFILE")
 }
 
 fn log_to_stderr(format: LogFormat) {

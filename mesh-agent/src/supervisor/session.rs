@@ -17,14 +17,13 @@ use mesh_api::worker::{
 use nix::sys::signal::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::csr::{self, CsrError, Svid};
 use super::events;
 use super::join::now_s;
 use super::lookups::{Budget, Lookups};
+use super::signing::{Signing, SigningEvent, next_signing};
 use super::workers::{Command, PodTask};
 use crate::channel::SupervisorChannel;
 use crate::sandbox::{Exit, Newborn};
@@ -33,6 +32,8 @@ use crate::sandbox::{Exit, Newborn};
 const OUTBOX_LIMIT: usize = 1_024;
 /// How long a worker may take for its next step towards being ready.
 const STEP_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two signing requests of one worker that go to control.
+const SIGNING_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a worker whose channel is closed may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 /// When an enrolment that the kernel refused is tried again.
@@ -47,42 +48,6 @@ pub(super) enum SessionEnd {
     Leave(Duration),
     /// The supervisor is going away; the worker stays.
     Detached,
-}
-
-/// A request under way with control; given up with the session.
-struct Signing {
-    task: JoinHandle<Svid>,
-    trouble: mpsc::Receiver<String>,
-}
-
-impl Drop for Signing {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-enum SigningEvent {
-    Signed(Svid),
-    Refused(String),
-}
-
-impl Signing {
-    async fn next(&mut self) -> SigningEvent {
-        tokio::select! {
-            Some(why) = self.trouble.recv() => SigningEvent::Refused(why),
-            signed = &mut self.task => match signed {
-                Ok(svid) => SigningEvent::Signed(svid),
-                Err(e) => SigningEvent::Refused(format!("internal error: {e}")),
-            },
-        }
-    }
-}
-
-async fn next_signing(signing: &mut Option<Signing>) -> SigningEvent {
-    match signing {
-        Some(signing) => signing.next().await,
-        None => pending().await,
-    }
 }
 
 type Outbox = VecDeque<(ToWorker, Vec<OwnedFd>)>;
@@ -116,6 +81,9 @@ pub(super) struct Session<'a> {
     lines: events::LineBudget,
     changes: watch::Receiver<u64>,
     signing: Option<Signing>,
+    signed_at: Option<Instant>,
+    /// A request that came too soon after another: when its turn is.
+    sign_later: Option<(Instant, Vec<u8>)>,
     scrapes: Vec<(u64, oneshot::Sender<Vec<Counter>>)>,
     next_scrape: u64,
     /// When the worker counts as stuck, unless it takes its next step.
@@ -145,6 +113,8 @@ impl<'a> Session<'a> {
             budget: Budget::new(now),
             lines: events::LineBudget::new(now),
             signing: None,
+            signed_at: None,
+            sign_later: None,
             scrapes: Vec::new(),
             next_scrape: 1,
             deadline: Some(now + STEP_PATIENCE),
@@ -201,7 +171,8 @@ impl<'a> Session<'a> {
         loop {
             let backlog = self.outbox.len() >= OUTBOX_LIMIT;
             let closed_until = self.budget.closed_until();
-            let wake = [self.deadline, self.enrol_at, closed_until];
+            let sign_at = self.sign_later.as_ref().map(|(at, _)| *at);
+            let wake = [self.deadline, self.enrol_at, sign_at, closed_until];
             let wake = wake.into_iter().flatten().min();
             let fault = tokio::select! {
                 biased;
@@ -253,6 +224,9 @@ impl<'a> Session<'a> {
         if self.enrol_at.is_some_and(|at| at <= now) {
             self.enrol();
         }
+        if let Some((_, csr)) = self.sign_later.take_if(|(at, _)| *at <= now) {
+            self.sign(csr, now);
+        }
         if self.budget.closed_until().is_some_and(|at| at <= now) {
             self.budget.refill(now);
         }
@@ -260,12 +234,13 @@ impl<'a> Session<'a> {
     }
 
     fn step_taken(&mut self) {
-        let waiting = self.signing.is_some() || self.ready;
+        let waiting = self.signing.is_some() || self.sign_later.is_some() || self.ready;
         self.deadline = (!waiting).then(|| Instant::now() + STEP_PATIENCE);
     }
 
     /// Takes one message; what can't be is the fault of a broken or seized worker.
     fn hear(&mut self, message: FromWorker, fds: Vec<OwnedFd>) -> Result<(), String> {
+        self.budget.spend(Instant::now());
         match message {
             FromWorker::Hello(hello) if hello.protocol_version != WORKER_PROTOCOL_VERSION => {
                 return Err(format!(
@@ -284,7 +259,7 @@ impl<'a> Session<'a> {
                 }
             }
             FromWorker::PrivateKey(_) => self.task.legacy.take_key(fds)?,
-            FromWorker::CertificateRequest(request) => self.sign(request.csr),
+            FromWorker::CertificateRequest(request) => self.asked_to_sign(request.csr),
             FromWorker::Ready(ready) => {
                 self.ready = true;
                 self.task.report.send_modify(|report| {
@@ -293,14 +268,12 @@ impl<'a> Session<'a> {
                 self.enrol();
             }
             FromWorker::ResolveDestination(question) => {
-                self.budget.spend(Instant::now());
                 let discovery = &self.task.shared.discovery;
                 if let Some(answer) = self.lookups.ask(discovery, &question)? {
                     self.post(ForWorker::Destination(answer));
                 }
             }
             FromWorker::ResolveSource(question) => {
-                self.budget.spend(Instant::now());
                 let address = mesh_api::convert::address_from_bytes(&question.address, "address");
                 let address = address.map_err(|e| e.to_string())?;
                 if let Some(answer) = self.task.shared.discovery.source(address) {
@@ -348,28 +321,21 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn sign(&mut self, csr: Vec<u8>) {
-        let (told, trouble) = mpsc::channel(1);
-        let shared = self.task.shared.clone();
-        let identity = self.task.identity.clone();
-        let key = self.task.record.key.clone();
-        let report = self.task.report.clone();
-        let task = tokio::spawn(async move {
-            let on_trouble = |error: &CsrError| {
-                tracing::warn!(pod = %key, error = %error, "no certificate for the pod's worker yet; trying on");
-                report.send_modify(|report| {
-                    if !report.ready {
-                        report.reason = format!("waiting for its certificate: {error}");
-                    }
-                });
-                if !matches!(error, CsrError::Unreachable(_)) {
-                    let _ = told.try_send(error.to_string());
-                }
-            };
-            let roots = &shared.config.trust_bundle;
-            csr::relay(&shared.control, &identity, &csr, roots, on_trouble).await
-        });
-        self.signing = Some(Signing { task, trouble });
+    /// One request after the other, and not too many: control serves every node.
+    fn asked_to_sign(&mut self, csr: Vec<u8>) {
+        let now = Instant::now();
+        let at = self.signed_at.map_or(now, |last| last + SIGNING_INTERVAL);
+        if at <= now {
+            self.sign(csr, now);
+        } else {
+            self.sign_later = Some((at, csr));
+        }
+    }
+
+    fn sign(&mut self, csr: Vec<u8>, now: Instant) {
+        self.signed_at = Some(now);
+        self.sign_later = None;
+        self.signing = Some(Signing::start(self.task, csr));
     }
 
     fn signing_event(&mut self, event: SigningEvent) {

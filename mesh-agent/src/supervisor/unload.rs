@@ -10,10 +10,10 @@ use anyhow::{Context as _, bail};
 use super::config::{default_run_dir, is_instance};
 use super::lock::RunLock;
 use super::netns::Netns;
+use super::placement::remove_cgroup;
 use super::pods::{PodRecord, Records};
 use super::ports;
 use super::shared::Shared;
-use super::workers::remove_cgroup;
 use crate::capture::{Capture, CaptureOptions};
 use crate::sandbox::cgroup::MeshCgroup;
 
