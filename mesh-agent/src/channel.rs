@@ -192,7 +192,7 @@ mod tests {
         let resync = ToWorker {
             message: Some(to_worker::Message::Resync(Resync {})),
         };
-        let stdin = std::io::stdin();
+        let stdin = io::stdin();
         supervisor.send(&empty, &[]).await.unwrap();
         supervisor
             .send(&resync, &[stdin.as_fd(), stdin.as_fd()])
@@ -216,7 +216,7 @@ mod tests {
         let ready = ToSupervisor {
             message: Some(ready),
         };
-        let stdin = std::io::stdin();
+        let stdin = io::stdin();
         let error = supervisor
             .send(&ready, &[stdin.as_fd(); 17])
             .await
