@@ -56,37 +56,52 @@ impl Watcher {
         let mut seen = self.taken.clone();
         while !self.sender.is_closed() {
             tokio::time::sleep(POLL_INTERVAL).await;
-            // Tens of files of some KiB: reading them stalls the runtime for less than a
-            // signature does, and the folder is local.
-            let now = fingerprint(&self.folder);
+            let folder = self.folder.clone();
+            let Some(now) = apart(move || fingerprint(&folder)).await else {
+                return;
+            };
             if now == seen && now != self.taken {
-                self.reload();
+                let (folder, domain) = (self.folder.clone(), self.trust_domain.clone());
+                let Some(directory) = apart(move || reload(&folder, &domain)).await else {
+                    return;
+                };
+                if let Some(directory) = directory {
+                    self.sender.send_replace(directory);
+                }
                 self.taken = now.clone();
             }
             seen = now;
         }
     }
+}
 
-    fn reload(&self) {
-        let loaded = match load(&self.folder, &self.trust_domain) {
-            Ok(loaded) => loaded,
-            Err(ManifestFault::Mistakes(mistakes)) => {
-                for mistake in &mistakes {
-                    tracing::error!(%mistake, "manifests not taken");
-                }
-                let count = mistakes.len();
-                tracing::error!(count, "manifests have mistakes; the last good state stays");
-                return;
-            }
-            Err(error) => {
-                tracing::error!(%error, "manifests not taken; the last good state stays");
-                return;
-            }
-        };
-        report(&loaded);
-        self.sender
-            .send_replace(Arc::new(Directory::new(loaded.mesh)));
+/// Runs file work away from the thread that serves; None when the runtime is ending.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Some(done),
+        Err(ended) if ended.is_cancelled() => None,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
+}
+
+fn reload(folder: &Path, trust_domain: &TrustDomain) -> Option<Arc<Directory>> {
+    match load(folder, trust_domain) {
+        Ok(loaded) => {
+            report(&loaded);
+            return Some(Arc::new(Directory::new(loaded.mesh)));
+        }
+        Err(ManifestFault::Mistakes(mistakes)) => {
+            for mistake in &mistakes {
+                tracing::error!(%mistake, "manifests not taken");
+            }
+            let count = mistakes.len();
+            tracing::error!(count, "manifests have mistakes; the last good state stays");
+        }
+        Err(error) => {
+            tracing::error!(%error, "manifests not taken; the last good state stays");
+        }
+    }
+    None
 }
 
 fn report(loaded: &Loaded) {
