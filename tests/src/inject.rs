@@ -111,6 +111,24 @@ impl Tracee {
         Ok(result.rax.cast_signed())
     }
 
+    /// Makes an attempt: its preparation, which must work, and then the call itself, whose
+    /// result is returned.
+    ///
+    /// # Errors
+    /// As [`Tracee::call`], or if the preparation is refused.
+    pub fn attempt(&mut self, attempt: &Attempt) -> io::Result<i64> {
+        let mut prepared = 0;
+        if let Some(call) = &attempt.prepare {
+            prepared = self.call(call.nr, call.args, &call.data)?;
+            if prepared < 0 {
+                let what = format!("preparing \"{}\" gave {prepared}", attempt.name);
+                return Err(io::Error::other(what));
+            }
+        }
+        let call = attempt.call.after(prepared);
+        self.call(call.nr, call.args, &call.data)
+    }
+
     /// Writes the data below the stack, clear of the red zone, and returns its address.
     fn place(&self, data: &[u8]) -> io::Result<u64> {
         if data.len() > MAX_DATA {

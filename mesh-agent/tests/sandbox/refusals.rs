@@ -180,18 +180,10 @@ fn landlock_version() -> i64 {
     unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, version) }
 }
 
-/// The result of an attempt; its preparation must work.
+/// The result of an attempt.
 fn make(tracee: &mut Tracee, attempt: &Attempt) -> i64 {
-    let prepared = attempt.prepare.as_ref().map_or(0, |call| {
-        let result = tracee.call(call.nr, call.args, &call.data);
-        let result = result.unwrap_or_else(|error| panic!("{}: {error}", attempt.name));
-        assert!(result >= 0, "preparing {}: {result}", attempt.name);
-        result
-    });
-    let call = attempt.call.after(prepared);
-    tracee
-        .call(call.nr, call.args, &call.data)
-        .unwrap_or_else(|error| panic!("{}: {error}", attempt.name))
+    let result = tracee.attempt(attempt);
+    result.unwrap_or_else(|error| panic!("{}: {error}", attempt.name))
 }
 
 /// A root process that nothing confines, with a socket as descriptor 3 like a worker's.
