@@ -146,12 +146,12 @@ fn exit_code(code: i32) -> ExitCode {
 }
 
 fn run_worker() -> ExitCode {
-    let confined = match sandbox::become_worker() {
-        Ok(confined) => confined,
+    let channel = match sandbox::become_worker() {
+        Ok(channel) => channel,
         // The supervisor was told; there is nowhere else to tell it.
         Err(_) => return ExitCode::FAILURE,
     };
-    match worker::run(confined.channel) {
+    match worker::run(channel) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }

@@ -16,15 +16,6 @@ use super::spawn::{FIRST_CGROUP, NETNS};
 use super::{SandboxError, WORKER_COMMAND, limits, privileges, root, seccomp};
 use crate::channel::{self, SUPERVISOR_END, WORKER_END};
 
-/// A worker that can't do anything else any more.
-#[derive(Debug)]
-pub struct Confined {
-    /// The worker's end of the channel, non-blocking.
-    pub channel: OwnedFd,
-    /// What this kernel lacks of the full confinement, one line each; for the log.
-    pub missing: Vec<String>,
-}
-
 /// Whether this process was started as a worker, from its command line.
 #[must_use]
 pub fn is_worker() -> bool {
@@ -36,17 +27,18 @@ pub fn is_worker() -> bool {
 /// Turns this process, exec'd by [`super::spawn`], into a confined worker. It must be the
 /// first thing that `main` does: no thread, no runtime, no secret exists yet.
 ///
-/// Standard streams are a null device of the worker's own afterwards, descriptors 3 and 4
-/// the channel; nothing else is open.
+/// Returns the worker's end of the channel, non-blocking. Afterwards standard streams are a
+/// null device of the worker's own, descriptors 3 and 4 are the channel, and nothing else is
+/// open.
 ///
 /// # Errors
 /// [`SandboxError`], which the supervisor was already told by `StartFailed`. The caller must
 /// exit at once, for the process may still be privileged.
-pub fn become_worker() -> Result<Confined, SandboxError> {
+pub fn become_worker() -> Result<OwnedFd, SandboxError> {
     let arguments = Arguments::parse(std::env::args_os().skip(1))?;
     let channel = take_channel()?;
     match confine(&arguments) {
-        Ok(missing) => Ok(Confined { channel, missing }),
+        Ok(()) => Ok(channel),
         Err(error) => {
             let failed = StartFailed {
                 why: error.to_string(),
@@ -62,9 +54,8 @@ pub fn become_worker() -> Result<Confined, SandboxError> {
     }
 }
 
-fn confine(arguments: &Arguments) -> Result<Vec<String>, SandboxError> {
+fn confine(arguments: &Arguments) -> Result<(), SandboxError> {
     let step = |step| move |source| SandboxError::Confine { step, source };
-    let mut missing = Vec::new();
     require_single_thread()?;
     join_cgroups(arguments.cgroups).map_err(step("joining the pod's cgroups"))?;
     setns(inherited(NETNS), CloneFlags::CLONE_NEWNET)
@@ -81,11 +72,10 @@ fn confine(arguments: &Arguments) -> Result<Vec<String>, SandboxError> {
     check(unsafe { libc::close_range(NETNS.unsigned_abs(), u32::MAX, 0) })
         .map_err(step("closing inherited descriptors"))?;
     privileges::drop_all(arguments.uid, arguments.gid)?;
-    missing.extend(privileges::landlock()?);
-    missing.extend(privileges::refuse_new_code());
+    privileges::landlock()?;
+    privileges::refuse_new_code().map_err(step("refusing executable memory"))?;
     privileges::verify(arguments.uid, arguments.gid)?;
-    seccomp::install().map_err(step("installing the system call filter"))?;
-    Ok(missing)
+    seccomp::install().map_err(step("installing the system call filter"))
 }
 
 struct Arguments {

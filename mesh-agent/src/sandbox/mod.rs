@@ -28,8 +28,9 @@ use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
 pub use adopt::{Expected, adopt};
-pub use confine::{Confined, become_worker, is_worker};
+pub use confine::{become_worker, is_worker};
 pub use image::WorkerImage;
+pub use privileges::kernel_lacks;
 pub use spawn::{Birth, spawn};
 
 /// First argument of a worker's command line.

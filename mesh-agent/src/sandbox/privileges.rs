@@ -2,9 +2,7 @@
 
 use std::io;
 
-use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope,
-};
+use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
 use nix::unistd::{Gid, Uid, getresgid, getresuid, setgroups, setresgid, setresuid};
 
 use super::SandboxError;
@@ -62,9 +60,30 @@ pub(super) fn verify(uid: u32, gid: u32) -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// No file system access at all, and no signal or abstract socket out of the sandbox. Returns
-/// what the kernel lacks: the empty root and the system call filter refuse the same.
-pub(super) fn landlock() -> Result<Option<String>, SandboxError> {
+/// What this kernel lacks of the full confinement, one line each, for the supervisor to log
+/// at its start. The empty root and the system call filter refuse the same things.
+#[must_use]
+pub fn kernel_lacks() -> Vec<String> {
+    let version: libc::c_ulong = 1;
+    // SAFETY: with this flag the kernel only says its version.
+    let landlock = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, version) };
+    let mut lacks = Vec::new();
+    match landlock {
+        ..=0 => lacks.push("no landlock: workers have no second lock on files (Linux 5.13)".into()),
+        1..6 => lacks.push(format!(
+            "landlock {landlock}: workers have no second lock on signals (Linux 6.12)"
+        )),
+        _ => {}
+    }
+    if prctl(PR_GET_MDWE, 0).is_err() {
+        lacks.push("workers have no second lock on executable memory (Linux 6.3)".into());
+    }
+    lacks
+}
+
+/// No file system access at all, and no signal or abstract socket out of the sandbox, as far
+/// as the kernel has it; see [`kernel_lacks`].
+pub(super) fn landlock() -> Result<(), SandboxError> {
     let restricted = || {
         Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
@@ -73,29 +92,26 @@ pub(super) fn landlock() -> Result<Option<String>, SandboxError> {
             .create()?
             .restrict_self()
     };
-    let status = restricted().map_err(|error| SandboxError::Confine {
-        step: "restricting itself by landlock",
-        source: io::Error::other(error),
-    })?;
-    Ok(match status.ruleset {
-        RulesetStatus::FullyEnforced => None,
-        partly => Some(format!(
-            "landlock: {partly:?} (scopes of signals and abstract sockets need Linux 6.12)"
-        )),
-    })
+    restricted()
+        .map(drop)
+        .map_err(|error| SandboxError::Confine {
+            step: "restricting itself by landlock",
+            source: io::Error::other(error),
+        })
 }
 
 /// No page becomes executable from here on (Linux 6.3). The system call filter refuses
 /// `PROT_EXEC` too; this holds for what the filter can't see.
-pub(super) fn refuse_new_code() -> Option<String> {
-    let refused = prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN);
-    refused
-        .err()
-        .map(|error| format!("memory-deny-write-execute: {error} (needs Linux 6.3)"))
+pub(super) fn refuse_new_code() -> io::Result<()> {
+    match prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        other => other,
+    }
 }
 
 /// `linux/prctl.h`.
 const PR_SET_MDWE: libc::c_int = 65;
+const PR_GET_MDWE: libc::c_int = 66;
 const PR_MDWE_REFUSE_EXEC_GAIN: libc::c_ulong = 1;
 
 /// NOROOT, its lock, the locks of NO_SETUID_FIXUP and KEEP_CAPS (both off), NO_CAP_AMBIENT_RAISE

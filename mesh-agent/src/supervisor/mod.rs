@@ -50,8 +50,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::capture::Capture;
-use crate::sandbox::WorkerImage;
 use crate::sandbox::cgroup::{MeshCgroup, enter_host_namespace, probe_move};
+use crate::sandbox::{WorkerImage, kernel_lacks};
 use config::{Config, LogFormat};
 use lock::RunLock;
 use node::Node;
@@ -100,6 +100,9 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     let handle = metrics::install().map_err(anyhow::Error::msg)?;
     let mesh_cgroup = MeshCgroup::open(&config.instance)?;
     probe_move(&mesh_cgroup)?;
+    for lack in kernel_lacks() {
+        tracing::warn!("{lack}");
+    }
     let options = unload::capture_options(&config.instance, &config.bpffs, &mesh_cgroup)?;
     let capture = Capture::open(&options).context("loading the capture")?;
     let events = capture.events().context("reading the capture's events")?;

@@ -150,10 +150,8 @@ impl Mapping {
         // SAFETY: zeroes are a valid `stat`.
         let mut stat: libc::stat = unsafe { std::mem::zeroed() };
         // SAFETY: `stat` is valid for writes and the descriptor is open.
-        check(
-            unsafe { libc::fstat(fd.as_raw_fd(), &raw mut stat) },
-            "fstat",
-        )?;
+        let rc = unsafe { libc::fstat(fd.as_raw_fd(), &raw mut stat) };
+        check(rc, "fstat")?;
         if usize::try_from(stat.st_size).ok() != Some(SIZE.get()) {
             return Err(KeyError::Foreign(
                 "its memory is not of the size of a key's",
