@@ -136,6 +136,11 @@ fn judge_worker(ctx: &TcContext, packet: &Packet, segment: &Segment) -> Result<(
     }
     let tuple = SocketTuple::of(sk, packet.v6);
     let state = field!(sk, state);
+    if state == STATE_LISTEN && segment.flags & TCP_RST != 0 {
+        // Since Linux 6.13 the answer to a stray segment is owned by the listener that it
+        // met: it has the stray segment's ports, not the listener's.
+        return judge_bare(ctx, packet, segment);
+    }
     let matches = if state == STATE_LISTEN {
         // Some SYN+ACKs are owned by the listener, which has no peer.
         tuple.source_port == segment.source_port
