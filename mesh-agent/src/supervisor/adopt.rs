@@ -1,5 +1,10 @@
-//! Finding the workers that an earlier supervisor left running.
+//! Finding what an earlier supervisor left: running workers, and the pods' namespaces.
 
+use std::path::{Path, PathBuf};
+
+use super::netns::{Netns, NetnsId};
+use super::pods::PodRecord;
+use super::shared::Shared;
 use crate::sandbox::cgroup::PodCgroup;
 use crate::sandbox::{self, Expected, Newborn};
 
@@ -39,4 +44,33 @@ pub(super) fn find(cgroup: &PodCgroup, uid: u32) -> Option<Newborn> {
         tracing::error!(error = %e, "what is left in a worker's cgroup can't be killed");
     }
     found
+}
+
+/// The pod's namespace: by its path or, where that is gone, by its worker.
+pub(super) fn open_netns(shared: &Shared, record: &PodRecord) -> Result<Netns, String> {
+    let by_path = open_as(&record.netns, record.netns_id);
+    by_path.or_else(|why| {
+        let cgroup = shared.mesh_cgroup.existing(&record.key.joined());
+        let workers = cgroup
+            .and_then(|cgroup| cgroup.processes())
+            .unwrap_or_default();
+        let paths = workers
+            .iter()
+            .map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net")));
+        let by_worker = paths
+            .map(|path| open_as(&path, record.netns_id))
+            .find_map(Result::ok);
+        by_worker.ok_or(why)
+    })
+}
+
+fn open_as(path: &Path, expected: NetnsId) -> Result<Netns, String> {
+    let netns = Netns::open(path).map_err(|e| e.to_string())?;
+    if netns.id != expected {
+        return Err(format!(
+            "{} is not the network namespace any more that the pod was added with: remove the pod and add it anew",
+            path.display()
+        ));
+    }
+    Ok(netns)
 }

@@ -175,7 +175,9 @@ async fn pods_text(shared: &Shared) -> String {
         }
         if let Some(commands) = pod.commands {
             let (reply, counters) = oneshot::channel();
-            if commands.try_send(Command::Metrics(reply)).is_ok() {
+            // Scrapes never take the room that an order to leave needs.
+            let room = commands.capacity() > commands.max_capacity() / 2;
+            if room && commands.try_send(Command::Metrics(reply)).is_ok() {
                 waiting.push((key, counters));
             }
         }

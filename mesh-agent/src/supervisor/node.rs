@@ -1,7 +1,7 @@
 //! The supervisor's main task: the pods that were added, and what is to become of each.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 
 use super::admin::Ask;
-use super::netns::{Netns, NetnsId};
+use super::adopt::open_netns;
+use super::netns::Netns;
 use super::pods::{Goal, PodKey, PodRecord, free_slot};
 use super::reconcile::{Desire, Step, desire, standing, step};
 use super::report::{PodReport, PodState, StatusReport};
@@ -73,7 +74,26 @@ impl Node {
             }
         }
         self.publish();
+        self.report_orphans();
         Ok(())
+    }
+
+    /// Pods that are captured and that nobody knows: nothing of theirs leaves in clear.
+    fn report_orphans(&self) {
+        let known: Vec<u64> = self
+            .pods
+            .values()
+            .map(|pod| pod.record.netns_id.cookie)
+            .collect();
+        for (cookie, pod) in self.shared.capture().enrolled().unwrap_or_default() {
+            if !known.contains(&cookie) {
+                tracing::warn!(
+                    netns_cookie = cookie,
+                    slot = pod.slot,
+                    "captured, but its pod's record is gone: it stays cut off until `mesh-agent unload`"
+                );
+            }
+        }
     }
 
     /// Serves asks and follows discovery, until `stop`.
@@ -186,8 +206,7 @@ impl Node {
                 "{key} was added with another network namespace ({known}): remove it first"
             ));
         }
-        let slot = free_slot(self.pods.values().map(|pod| pod.record.slot))
-            .ok_or("this agent has as many pods as it can enrol")?;
+        let slot = self.free_slot()?;
         let record = PodRecord::new(key.clone(), path.to_owned(), netns.id, slot);
         self.shared.records.save(&record)?;
         tracing::info!(pod = %key, netns = %path.display(), slot, "pod added");
@@ -195,6 +214,19 @@ impl Node {
         self.reconcile();
         let pod = self.pods.get(&key).ok_or("the pod is gone")?;
         Ok(pod.report.subscribe())
+    }
+
+    /// A slot that neither a pod has nor anything in the kernel, such as what is left of a
+    /// pod whose record is lost.
+    fn free_slot(&self) -> Result<u32, String> {
+        let capture = self.shared.capture();
+        let enrolled = capture.enrolled().map_err(|e| e.to_string())?;
+        let walls = capture.walls().map_err(|e| e.to_string())?;
+        let known = self.pods.values().map(|pod| pod.record.slot);
+        let enrolled = enrolled.iter().map(|(_, pod)| pod.slot);
+        let walls = walls.iter().map(|(_, wall)| wall.slot);
+        free_slot(known.chain(enrolled).chain(walls))
+            .ok_or_else(|| "this agent has as many pods as it can enrol".to_owned())
     }
 
     fn remove(&mut self, namespace: &str, name: &str, reply: oneshot::Sender<Result<(), String>>) {
@@ -368,33 +400,4 @@ impl Pod {
             news
         });
     }
-}
-
-/// The pod's namespace: by its path or, where that is gone, by its worker.
-fn open_netns(shared: &Shared, record: &PodRecord) -> Result<Netns, String> {
-    let by_path = open_as(&record.netns, record.netns_id);
-    by_path.or_else(|why| {
-        let cgroup = shared.mesh_cgroup.existing(&record.key.joined());
-        let workers = cgroup
-            .and_then(|cgroup| cgroup.processes())
-            .unwrap_or_default();
-        let paths = workers
-            .iter()
-            .map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net")));
-        let by_worker = paths
-            .map(|path| open_as(&path, record.netns_id))
-            .find_map(Result::ok);
-        by_worker.ok_or(why)
-    })
-}
-
-fn open_as(path: &Path, expected: NetnsId) -> Result<Netns, String> {
-    let netns = Netns::open(path).map_err(|e| e.to_string())?;
-    if netns.id != expected {
-        return Err(format!(
-            "{} is not the network namespace any more that the pod was added with: remove the pod and add it anew",
-            path.display()
-        ));
-    }
-    Ok(netns)
 }

@@ -348,6 +348,10 @@ impl<'a> Session<'a> {
                 self.task.keep_certificate(svid);
                 self.step_taken();
             }
+            SigningEvent::Lost(why) => {
+                self.signing = None;
+                self.post(ForWorker::CertificateRefused(CertificateRefused { why }));
+            }
             SigningEvent::Refused(why) => {
                 self.post(ForWorker::CertificateRefused(CertificateRefused { why }));
             }

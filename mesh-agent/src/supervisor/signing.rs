@@ -21,8 +21,12 @@ impl Drop for Signing {
 }
 
 pub(super) enum SigningEvent {
+    /// Done.
     Signed(Svid),
+    /// Control said no; it is asked again.
     Refused(String),
+    /// The request will not be answered.
+    Lost(String),
 }
 
 impl Signing {
@@ -56,7 +60,7 @@ impl Signing {
             Some(why) = self.trouble.recv() => SigningEvent::Refused(why),
             signed = &mut self.task => match signed {
                 Ok(svid) => SigningEvent::Signed(svid),
-                Err(e) => SigningEvent::Refused(format!("internal error: {e}")),
+                Err(e) => SigningEvent::Lost(format!("internal error: {e}")),
             },
         }
     }
