@@ -35,10 +35,10 @@ programs! {
     HAPROXY = "haproxy" in "haproxy", "A proxy to compare with.";
     OPENSSL = "openssl" in "openssl", "TLS and certificates by hand.";
     NFT = "nft" in "nftables", "A pod's attempt to redirect its worker.";
-    SSHD = "sshd" in "openssh-server", "A protocol in which the server speaks first.";
-    SSH = "ssh" in "openssh-client", "Its client.";
-    POSTGRES = "postgres" in "postgresql", "A database.";
+    POSTGRES = "initdb" in "postgresql", "A database.";
+    PSQL = "psql" in "postgresql-client", "Its client.";
     MARIADB = "mariadbd" in "mariadb-server", "A database whose server speaks first.";
+    MARIADB_CLIENT = "mariadb" in "mariadb-client", "Its client.";
 }
 
 const FOLDERS: [&str; 6] = [
@@ -74,10 +74,8 @@ pub fn find(name: &OsStr) -> Result<PathBuf> {
 fn on_system(name: &OsStr) -> Option<PathBuf> {
     let versioned = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let versioned = versioned.flatten().map(|entry| entry.path().join("bin"));
-    FOLDERS
-        .iter()
-        .map(PathBuf::from)
-        .chain(versioned)
+    versioned
+        .chain(FOLDERS.iter().map(PathBuf::from))
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
 }

@@ -38,10 +38,10 @@ pub(crate) const TEST: &[Program] = &[
     programs::IPERF3,
     programs::OPENSSL,
     programs::NFT,
-    programs::SSHD,
-    programs::SSH,
     programs::POSTGRES,
+    programs::PSQL,
     programs::MARIADB,
+    programs::MARIADB_CLIENT,
 ];
 
 /// Cargo subcommands that tests use, and the Python packages that carry them built.

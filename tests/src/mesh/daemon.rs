@@ -84,7 +84,9 @@ impl Daemon {
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0);
-        join(&mut command, &self.cgroup.procs()?);
+        // Open until after the spawn.
+        let procs = self.cgroup.procs()?;
+        join(&mut command, &procs);
         let child = command
             .spawn()
             .with_context(|| format!("starting {} ({})", self.name, self.program.display()))?;
