@@ -17,7 +17,7 @@ use super::discovery::{self, Discovery};
 use super::fault::Fault;
 use super::metrics::{Count, Metrics};
 use super::outbox::Outbox;
-use super::refusal::Refusals;
+use super::report::Reports;
 use super::socket::{self, CaptureHooks};
 use super::tls::{Credentials, now_s};
 
@@ -127,7 +127,7 @@ pub(crate) struct Context {
     pub(crate) pod: Pod,
     pub(crate) limits: Limits,
     pub(crate) metrics: Rc<Metrics>,
-    pub(crate) refusals: Refusals,
+    pub(crate) reports: Reports,
     pub(crate) outbox: Outbox,
     pub(crate) discovery: Discovery,
     pub(crate) hooks: Box<dyn CaptureHooks>,
@@ -153,7 +153,7 @@ impl Context {
         Ok(Rc::new(Self {
             pod: Pod::new(start)?,
             limits: Limits::new(&start.limits.unwrap_or_default()),
-            refusals: Refusals::new(metrics.clone(), outbox.clone()),
+            reports: Reports::new(metrics.clone(), outbox.clone()),
             discovery: Discovery::new(outbox.clone(), metrics.clone()),
             metrics,
             outbox,

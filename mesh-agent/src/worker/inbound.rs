@@ -46,8 +46,8 @@ pub(crate) async fn serve(context: Rc<Context>, stream: TcpStream, peer: SocketA
     let place = match admit(&context) {
         Ok(place) => place,
         Err(fault) => {
-            let refusals = &context.refusals;
-            refusals.report(Direction::Inbound, &fault, peer, local);
+            let reports = &context.reports;
+            reports.refusal(Direction::Inbound, &fault, peer, local);
             return socket::reset(stream);
         }
     };
@@ -60,15 +60,17 @@ pub(crate) async fn serve(context: Rc<Context>, stream: TcpStream, peer: SocketA
         .unwrap_or_else(|_| Err(Fault::new(Reason::HandshakeTimeout, "it was dropped")));
     drop(place);
     match shaken {
-        Ok((tunnel, identity)) => {
+        Ok((tunnel, identity, parameters)) => {
             context.metrics.add(Count::HandshakesInbound, 1);
             context.discovery.note_source(peer.ip());
+            let reports = &context.reports;
+            reports.tunnel_opened(Direction::Inbound, &identity, peer, parameters);
             drive(context, tunnel, peer, identity.into()).await;
         }
         Err(fault) => {
-            let (metrics, refusals) = (&context.metrics, &context.refusals);
+            let (metrics, reports) = (&context.metrics, &context.reports);
             metrics.handshake_failed(Direction::Inbound, fault.reason);
-            refusals.report(Direction::Inbound, &fault, peer, local);
+            reports.refusal(Direction::Inbound, &fault, peer, local);
         }
     }
 }
@@ -97,7 +99,10 @@ impl Drop for HandshakePlace {
     }
 }
 
-async fn handshake(context: &Context, stream: TcpStream) -> Result<(Tunnel, Identity), Fault> {
+async fn handshake(
+    context: &Context,
+    stream: TcpStream,
+) -> Result<(Tunnel, Identity, String), Fault> {
     let credentials = context.valid_credentials()?;
     stream
         .set_nodelay(true)
@@ -113,6 +118,7 @@ async fn handshake(context: &Context, stream: TcpStream) -> Result<(Tunnel, Iden
     tls.get_mut().1.set_buffer_limit(Some(tls::WRITE_BUFFER));
     let trust_domain = credentials.identity().trust_domain();
     let identity = tls::client_identity(tls.get_ref().1.peer_certificates(), trust_domain)?;
+    let parameters = tls::parameters(tls.get_ref().1);
     let streams = context.limits.streams_per_tunnel;
     let tunnel = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
@@ -126,7 +132,7 @@ async fn handshake(context: &Context, stream: TcpStream) -> Result<(Tunnel, Iden
         .handshake(tls)
         .await
         .map_err(|error| fault_of_h2(&error).of_peer(&identity))?;
-    Ok((tunnel, identity))
+    Ok((tunnel, identity, parameters))
 }
 
 /// Closes a connection whose handshake failed so that the alert, which says why, arrives: with
@@ -184,8 +190,8 @@ async fn drive(context: Rc<Context>, mut tunnel: Tunnel, peer: SocketAddr, ident
                 if error.get_io().is_none() {
                     let fault = fault_of_h2(&error).of_peer(&identity);
                     context
-                        .refusals
-                        .report(Direction::Inbound, &fault, peer, "");
+                        .reports
+                        .refusal(Direction::Inbound, &fault, peer, "");
                 }
                 return;
             }
@@ -215,8 +221,8 @@ async fn serve_stream(
             let to = authority(&request).unwrap_or_default();
             let fault = fault.of_peer(&identity);
             context
-                .refusals
-                .report(Direction::Inbound, &fault, peer, to);
+                .reports
+                .refusal(Direction::Inbound, &fault, peer, to);
             return answer_refusal(&mut respond, status);
         }
     };

@@ -111,17 +111,19 @@ impl Listeners {
     {
         let serving = async {
             let mut rest = REST.0;
-            while let Some(listener) = self.get(kind) {
-                match listener.accept().await {
-                    Ok((stream, peer)) => {
-                        rest = REST.0;
-                        tokio::task::spawn_local(serve(stream, peer));
-                    }
-                    Err(error) => {
-                        drop(listener);
-                        rest = self.recover(&context, kind, &error, rest).await;
-                    }
-                }
+            loop {
+                let error = match self.get(kind) {
+                    None => None,
+                    Some(listener) => match listener.accept().await {
+                        Ok((stream, peer)) => {
+                            rest = REST.0;
+                            tokio::task::spawn_local(serve(stream, peer));
+                            continue;
+                        }
+                        Err(error) => Some(error),
+                    },
+                };
+                rest = self.recover(&context, kind, error, rest).await;
             }
         };
         tokio::select! {
@@ -130,17 +132,18 @@ impl Listeners {
         }
     }
 
-    /// After an error of `accept`: rests, or makes the listener anew. Returns the next rest.
+    /// After an error of `accept`, or without a listener: rests, or makes the listener anew.
+    /// Returns the next rest.
     async fn recover(
         &self,
         context: &Context,
         kind: FdKind,
-        error: &io::Error,
+        error: Option<io::Error>,
         rest: Duration,
     ) -> Duration {
-        match error.raw_os_error() {
+        match error.as_ref().map(io::Error::raw_os_error) {
             // Errors of a connection that was waiting, not of the listener (accept(2)).
-            Some(
+            Some(Some(
                 libc::ECONNABORTED
                 | libc::ENETDOWN
                 | libc::EPROTO
@@ -152,20 +155,20 @@ impl Listeners {
                 | libc::ENETUNREACH
                 | libc::EPERM
                 | libc::EINTR,
-            ) => {
+            )) => {
                 context.metrics.add(Count::AcceptAborted, 1);
                 return REST.0;
             }
             // Someone with CAP_NET_ADMIN in the pod killed the listener (`ss -K`).
-            Some(libc::EINVAL) => {
+            Some(Some(libc::EINVAL)) | None => {
                 if self.remake(context, kind).await {
                     return REST.0;
                 }
             }
-            _ => {
+            Some(_) => {
                 context.metrics.add(Count::AcceptExhausted, 1);
                 if rest == REST.0 {
-                    tracing::warn!(?kind, %error, "accepting a connection failed; resting");
+                    tracing::warn!(?kind, ?error, "accepting a connection failed; resting");
                 }
             }
         }
@@ -173,29 +176,29 @@ impl Listeners {
         (rest * 2).min(REST.1)
     }
 
+    /// Replaces a listener that was killed, here and at the supervisor. Its port may be taken
+    /// until the supervisor has closed its duplicate too: a message without this kind says so.
     async fn remake(&self, context: &Context, kind: FdKind) -> bool {
-        // The port is free only when nobody holds the dead one any more.
-        let dead = self.all.borrow_mut().remove(&(kind as i32));
-        match make(kind) {
+        let was_held = self.all.borrow_mut().remove(&(kind as i32)).is_some();
+        let made = make(kind);
+        let done = made.is_ok();
+        match made {
             Ok(listener) => {
-                drop(dead);
-                self.all.borrow_mut().insert(kind as i32, Rc::new(listener));
+                let listener = Rc::new(listener);
+                self.all.borrow_mut().insert(kind as i32, listener);
                 context.metrics.add(Count::ListenerRemade, 1);
                 tracing::warn!(?kind, "a listener was killed and has been made anew");
-                match self.hand_over(&[kind]) {
-                    Ok((message, fds)) => context.outbox.send(message, fds).await,
-                    Err(error) => tracing::error!(?kind, %error, "handing over a listener failed"),
-                }
-                true
             }
-            Err(error) => {
+            Err(error) if was_held => {
                 tracing::error!(%error, "a listener was killed and can't be made anew yet");
-                if let Some(dead) = dead {
-                    self.all.borrow_mut().insert(kind as i32, dead);
-                }
-                false
             }
+            Err(_) => return false,
         }
+        match self.hand_over(&self.kinds()) {
+            Ok((message, fds)) => context.outbox.send(message, fds).await,
+            Err(error) => tracing::error!(?kind, %error, "handing over the listeners failed"),
+        }
+        done
     }
 
     /// Lets go of every listener.

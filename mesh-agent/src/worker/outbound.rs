@@ -88,8 +88,8 @@ fn refuse(
 ) {
     let to = to.map_or_else(String::new, |to| to.to_string());
     context
-        .refusals
-        .report(Direction::Outbound, fault, client, to);
+        .reports
+        .refusal(Direction::Outbound, fault, client, to);
     socket::reset(app);
 }
 

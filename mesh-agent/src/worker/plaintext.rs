@@ -17,7 +17,7 @@ pub(crate) fn refuse(context: &Rc<Context>, stream: TcpStream, peer: SocketAddr)
     let to = to.map_or_else(|e| format!("unknown ({e})"), |to| to.to_string());
     let fault = Fault::new(Reason::InboundPlaintext, "");
     context
-        .refusals
-        .report(Direction::Inbound, &fault, peer, to);
+        .reports
+        .refusal(Direction::Inbound, &fault, peer, to);
     socket::reset(stream);
 }

@@ -5,12 +5,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
 
 use h2::SendStream;
 use h2::client::ResponseFuture;
 use http::Request;
+use mesh_common::PORT_HBONE;
 use mesh_core::identity::Identity;
 use mesh_core::reason::Reason;
 use tokio::sync::oneshot;
@@ -18,7 +19,7 @@ use tokio::sync::oneshot;
 use super::chunk::Chunk;
 use super::context::Context;
 use super::discovery::Endpoint;
-use super::fault::Fault;
+use super::fault::{Direction, Fault};
 use super::tunnel::{Driver, Tunnel};
 
 /// Tunnels to one workload that may be connecting at one time.
@@ -255,6 +256,11 @@ impl Attempt {
         if !tunnel.is_usable() {
             return Err(gone("the peer closed the tunnel at once"));
         }
+        let endpoint = &self.site.endpoint;
+        let address = SocketAddr::new(endpoint.address.ip(), PORT_HBONE);
+        let parameters = tunnel.parameters().to_owned();
+        let reports = &context.reports;
+        reports.tunnel_opened(Direction::Outbound, &endpoint.identity, address, parameters);
         self.site.streams_per_tunnel.set(tunnel.limit());
         self.site.tunnels.borrow_mut().push(tunnel);
         Ok(())

@@ -90,14 +90,17 @@ fn set_option<T: Copy>(fd: BorrowedFd<'_>, level: i32, name: i32, value: &T) -> 
 const SO_BUF_LOCK: i32 = 72;
 
 /// Starts a listener's connections with small receive buffers that grow once they are read
-/// from: what waits in an accept queue is charged to nobody's cgroup.
+/// from: what waits in an accept queue is charged to nobody's cgroup. Where the kernel can't
+/// let them grow again, they are left as they are.
 pub(crate) fn bound_receive_buffer(listener: &Socket, bytes: usize) -> io::Result<()> {
-    listener.set_recv_buffer_size(bytes)?;
-    let unlock = set_option(listener.as_fd(), libc::SOL_SOCKET, SO_BUF_LOCK, &0i32);
-    match unlock {
-        Err(e) if e.raw_os_error() != Some(libc::ENOPROTOOPT) => Err(e),
-        _ => Ok(()),
+    let unlock = || set_option(listener.as_fd(), libc::SOL_SOCKET, SO_BUF_LOCK, &0i32);
+    match unlock() {
+        Err(e) if e.raw_os_error() == Some(libc::ENOPROTOOPT) => return Ok(()),
+        Err(e) => return Err(e),
+        Ok(()) => {}
     }
+    listener.set_recv_buffer_size(bytes)?;
+    unlock()
 }
 
 /// IPv4 in IPv4 form.

@@ -56,6 +56,7 @@ pub(crate) struct Tunnel {
     sender: RefCell<Option<SendRequest<Chunk>>>,
     settings: Rc<PeerSettings>,
     own_limit: u64,
+    parameters: String,
     streams: Cell<u64>,
     idle_since: Cell<Instant>,
     retired: Cell<bool>,
@@ -96,6 +97,7 @@ impl Tunnel {
             })?;
         context.metrics.add(Count::HandshakesOutbound, 1);
         tls.get_mut().1.set_buffer_limit(Some(tls::WRITE_BUFFER));
+        let parameters = tls::parameters(tls.get_ref().1);
         let settings = PeerSettings::new();
         let limit = context.limits.streams_per_tunnel;
         let (sender, mut connection) = h2::client::Builder::new()
@@ -116,6 +118,7 @@ impl Tunnel {
             sender: RefCell::new(Some(sender)),
             settings,
             own_limit: limit.into(),
+            parameters,
             streams: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             retired: Cell::new(false),
@@ -144,6 +147,11 @@ impl Tunnel {
     /// Whether new streams may be opened at all.
     pub(crate) fn is_usable(&self) -> bool {
         !self.retired.get() && !self.settings.leaving() && self.sender.borrow().is_some()
+    }
+
+    /// Protocol version, cipher suite and key exchange.
+    pub(crate) fn parameters(&self) -> &str {
+        &self.parameters
     }
 
     pub(crate) fn streams(&self) -> u64 {

@@ -191,3 +191,14 @@ pub(crate) fn now_s() -> i64 {
         .and_then(|d| i64::try_from(d.as_secs()).ok())
         .unwrap_or(0)
 }
+
+/// Protocol version, cipher suite and key exchange of a handshake that is done.
+pub(crate) fn parameters<T>(connection: &rustls::ConnectionCommon<T>) -> String {
+    let name = |value: Option<String>| value.unwrap_or_else(|| "?".to_owned());
+    let version = connection.protocol_version().map(|v| format!("{v:?}"));
+    let suite = connection.negotiated_cipher_suite();
+    let suite = suite.map(|s| format!("{:?}", s.suite()));
+    let exchange = connection.negotiated_key_exchange_group();
+    let exchange = exchange.map(|g| format!("{:?}", g.name()));
+    format!("{} {} {}", name(version), name(suite), name(exchange))
+}

@@ -1,9 +1,11 @@
-//! Tells the supervisor of refusals: every one is counted, so many a second are told.
+//! Tells the supervisor of refusals and tunnels: all are counted, so many a second are told.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 
-use mesh_api::worker::{Refusal, to_supervisor::Message};
+use mesh_api::worker::{Refusal, TunnelOpened, to_supervisor::Message};
+use mesh_core::identity::Identity;
 use tokio::time::Instant;
 
 use super::fault::{Direction, Fault};
@@ -15,15 +17,15 @@ const PER_SECOND: f64 = 10.0;
 /// Messages it may send at once.
 const BURST: f64 = 20.0;
 
-/// Counts and reports refusals.
-pub(crate) struct Refusals {
+/// Counts and reports.
+pub(crate) struct Reports {
     metrics: Rc<Metrics>,
     outbox: Outbox,
     budget: RefCell<(f64, Instant)>,
     suppressed: Cell<u32>,
 }
 
-impl Refusals {
+impl Reports {
     pub(crate) fn new(metrics: Rc<Metrics>, outbox: Outbox) -> Self {
         Self {
             metrics,
@@ -33,8 +35,27 @@ impl Refusals {
         }
     }
 
+    /// Reports a tunnel that stands, within the budget.
+    pub(crate) fn tunnel_opened(
+        &self,
+        direction: Direction,
+        peer: &Identity,
+        address: SocketAddr,
+        tls: String,
+    ) {
+        if self.within_budget() {
+            // The gauge has it; the message is for the log.
+            let _told = self.outbox.try_send(Message::TunnelOpened(TunnelOpened {
+                direction: direction.as_str().to_owned(),
+                peer_identity: peer.to_string(),
+                peer_address: address.to_string(),
+                tls,
+            }));
+        }
+    }
+
     /// Counts a refusal and, within the budget, reports it.
-    pub(crate) fn report(
+    pub(crate) fn refusal(
         &self,
         direction: Direction,
         fault: &Fault,
