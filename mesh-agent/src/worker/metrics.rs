@@ -124,11 +124,6 @@ impl Metrics {
         cell.set(cell.get() + 1);
     }
 
-    #[cfg(test)]
-    pub(crate) fn refusals(&self, direction: Direction, reason: Reason) -> u64 {
-        self.refusals[direction as usize][reason as usize].get()
-    }
-
     /// Every count, and every reason that has occurred.
     pub(crate) fn snapshot(&self) -> Vec<Counter> {
         let counter = |name: &str, label: &str, cell: &Cell<u64>| Counter {

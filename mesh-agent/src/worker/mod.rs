@@ -35,6 +35,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use futures_util::FutureExt as _;
 use mesh_api::WORKER_PROTOCOL_VERSION;
 use mesh_api::worker::{
     FdKind, Hello, Metrics as MetricsMessage, PrivateKey, Ready, Start, StartFailed, ToSupervisor,
@@ -155,6 +156,9 @@ async fn farewell(channel: &WorkerChannel, message: to_supervisor::Message) {
     };
     // Nobody may be listening; the worker ends either way.
     let _unheard = timeout(FAREWELL, channel.send(&message, &[])).await;
+    // A socket that is closed with packets unread gives its peer ECONNRESET before the peer
+    // has read what was sent to it (unix(7)).
+    while let Some(Ok(Some(_))) = channel.recv().now_or_never() {}
 }
 
 /// One running worker.

@@ -1,1 +1,11 @@
-//! In-process tests.
+//! Two real workers and peers of other kinds, on loopback, without eBPF: each pod has an
+//! address of its own in 127.0.0.0/8, and the hooks are answered by the test.
+
+mod bulk;
+mod handshake;
+mod harness;
+mod lifecycle;
+mod peers;
+mod pki;
+mod pool;
+mod relay;
