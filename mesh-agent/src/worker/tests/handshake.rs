@@ -53,7 +53,7 @@ fn wrong_leaves() -> Vec<(&'static str, Leaf, Reason)> {
             "two URIs",
             with(|l| {
                 l.uris
-                    .push("spiffe://cluster.local/ns/test/sa/b".to_owned())
+                    .push("spiffe://cluster.local/ns/test/sa/b".to_owned());
             }),
             Reason::PeerNoIdentity,
         ),

@@ -184,7 +184,7 @@ async fn answer(request: Request<h2::RecvStream>, mut respond: SendResponse<Byte
     let baggage = request.headers()["baggage"].to_str().unwrap();
     let expected = "k8s.cluster.name=Kubernetes,k8s.namespace.name=test,k8s.pod.name=a";
     assert_eq!(baggage, expected);
-    let reads = request.uri().port_u16().unwrap() % 2 == 0;
+    let reads = request.uri().port_u16().unwrap().is_multiple_of(2);
     let mut send = respond.send_response(Response::new(()), false).unwrap();
     let mut receive = request.into_body();
     if !reads {
