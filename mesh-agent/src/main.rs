@@ -53,7 +53,8 @@ enum Command {
     Status(RunDir),
     /// Take an instance off this kernel: workers, programs, maps, cgroups, files
     ///
-    /// The supervisor must have ended. Pods that were enrolled talk in clear afterwards. The
+    /// The supervisor must have ended. Run it in the network namespace that the supervisor ran in.
+    /// Pods that were enrolled talk in clear afterwards. The
     /// node's key and certificate in --state-dir stay, so that it can come back without a
     /// new token.
     Unload(UnloadArgs),
