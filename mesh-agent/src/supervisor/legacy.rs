@@ -22,8 +22,9 @@ pub(super) struct Legacy {
 }
 
 impl Legacy {
-    /// Takes listeners of the worker; each replaces the one of its kind. None is taken unless
-    /// all are what they should be.
+    /// Takes a worker's listeners in place of those held so far, unless one is not what it
+    /// should be. A kind that is not among them is closed here too: a listener that was
+    /// killed keeps its port until the last duplicate is gone.
     pub(super) fn take_listeners(
         &mut self,
         kinds: &[i32],
@@ -47,7 +48,7 @@ impl Legacy {
                 return Err(format!("{kind:?} twice"));
             }
         }
-        self.listeners.extend(taken);
+        self.listeners = taken;
         Ok(())
     }
 
