@@ -51,3 +51,8 @@ pub(crate) static EVENT_BUDGETS: Array<EventBudget, PODS_LEN> = Array::new();
 /// The slot that this instance of `sk_lookup` serves; the loader sets it for each pod.
 #[unsafe(no_mangle)]
 pub(crate) static SLOT: u32 = u32::MAX;
+
+/// Whether this kernel has MPTCP; the loader says so. On one that hasn't, the verifier
+/// would refuse the helper if it could be reached.
+#[unsafe(no_mangle)]
+pub(crate) static MPTCP: u32 = 0;

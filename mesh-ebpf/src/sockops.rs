@@ -121,7 +121,9 @@ fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
 
 #[inline(always)]
 fn publish(ctx: &SockOpsContext, pod: &PodConfig, ends: &Ends) {
-    let Some(state) = storage::get(socket(ctx)) else {
+    let state = storage::get(socket(ctx));
+    storage::mirror_to_mptcp(socket(ctx), state.as_deref());
+    let Some(state) = state else {
         return;
     };
     let dial = state.kind == SOCKET_WORKER && (state.port != 0 || is_own(pod, ends.remote));

@@ -29,12 +29,9 @@ use bpf::Target;
 pub use error::{CaptureError, Result};
 pub use events::Events;
 pub use netns::netns_cookie;
-use object::{ATTACHED_ONCE, Place, Updated};
+use object::{ATTACHED_ONCE, Loader, Place, Updated};
 use pins::Pins;
 pub use reason::{from_number, reason};
-
-/// Slot of an object that serves no single pod; no pod has it.
-const NO_SLOT: u32 = u32::MAX;
 
 /// Where one agent's capture lives. Several agents share a kernel by having different instances.
 #[derive(Clone, Debug)]
@@ -52,6 +49,7 @@ pub struct CaptureOptions {
 /// The loaded capture of one agent. Dropping it leaves everything in place.
 pub struct Capture {
     pins: Pins,
+    loader: Loader,
     object: Ebpf,
     maps: Maps,
 }
@@ -100,7 +98,8 @@ impl Capture {
 
     fn create(options: &CaptureOptions, config: GlobalConfig) -> Result<Self> {
         let temporary = pins::temporary(options)?;
-        let mut object = object::open(&temporary, NO_SLOT)?;
+        let mut loader = Loader::new(&temporary)?;
+        let mut object = loader.open()?;
         let mut maps = Maps::open(&temporary)?;
         maps.config
             .set(0, Abi(config), 0)
@@ -112,7 +111,13 @@ impl Capture {
             object::attach(&temporary, name, program, &target, attach_type)?;
         }
         let pins = pins::publish(options, &temporary)?;
-        Ok(Self { pins, object, maps })
+        loader.use_pins(&pins);
+        Ok(Self {
+            pins,
+            loader,
+            object,
+            maps,
+        })
     }
 
     fn adopt(options: &CaptureOptions, pins: Pins, config: GlobalConfig) -> Result<Self> {
@@ -122,7 +127,8 @@ impl Capture {
             .get(&0, 0)
             .map_err(abi::failed(map_name::CONFIG))?;
         compare(options, &pins, found, config)?;
-        let mut object = object::open(&pins, NO_SLOT)?;
+        let mut loader = Loader::new(&pins)?;
+        let mut object = loader.open()?;
         for (name, place, attach_type) in ATTACHED_ONCE {
             let program = object::load(&mut object, name)?;
             if object::update(&pins, name, program)? == Updated::Gone {
@@ -132,7 +138,12 @@ impl Capture {
                 object::attach(&pins, name, program, &target, attach_type)?;
             }
         }
-        let mut capture = Self { pins, object, maps };
+        let mut capture = Self {
+            pins,
+            loader,
+            object,
+            maps,
+        };
         capture.update_steering()?;
         capture.update_walls()?;
         Ok(capture)

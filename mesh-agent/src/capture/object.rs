@@ -1,10 +1,11 @@
 //! The embedded object, its programs, and the links they run in.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use aya::programs::{Program, ProgramFd};
 use aya::{Ebpf, EbpfLoader};
-use mesh_common::map_name;
+use mesh_common::{MAX_PODS, map_name};
 
 use super::bpf::{self, AttachType, Target};
 use super::error::{self, CaptureError, Result};
@@ -57,19 +58,68 @@ pub(super) const WALL: &str = "wall";
 /// Global that tells an instance of [`STEER`] its pod.
 const SLOT: &str = "SLOT";
 
-/// Parses the object against pinned maps, making those that aren't there. Loads no program yet.
-pub(super) fn open(pins: &Pins, slot: u32) -> Result<Ebpf> {
-    if OBJECT.is_empty() {
-        return Err(CaptureError::NoObject);
+/// Global that says whether the kernel has MPTCP.
+const MPTCP: &str = "MPTCP";
+static PRESENT: u32 = 1;
+static ABSENT: u32 = 0;
+
+/// Values of [`SLOT`], for the loader to point to.
+static SLOTS: [u32; MAX_PODS as usize] = {
+    let mut slots = [0; MAX_PODS as usize];
+    let mut slot = 0;
+    while slot < MAX_PODS {
+        slots[slot as usize] = slot;
+        slot += 1;
     }
-    let mut loader = EbpfLoader::new();
-    for map in MAPS {
-        loader.map_pin_path(map, pins.map(map));
+    slots
+};
+static NO_SLOT: u32 = u32::MAX;
+
+/// Opens the object time and again. Kept, since making one reads the kernel's whole BTF.
+pub(super) struct Loader {
+    loader: EbpfLoader<'static>,
+}
+
+impl Loader {
+    pub(super) fn new(pins: &Pins) -> Result<Self> {
+        if OBJECT.is_empty() {
+            return Err(CaptureError::NoObject);
+        }
+        let mut loader = EbpfLoader::new();
+        let mptcp = Path::new("/proc/sys/net/mptcp").exists();
+        loader.override_global(MPTCP, if mptcp { &PRESENT } else { &ABSENT }, true);
+        let mut loader = Self { loader };
+        loader.use_pins(pins);
+        Ok(loader)
     }
-    loader.override_global(SLOT, &slot, true);
-    loader
-        .load(OBJECT)
-        .map_err(|e| CaptureError::Load(Box::new(e)))
+
+    /// Objects use the maps that are pinned there, and make and pin those that aren't.
+    pub(super) fn use_pins(&mut self, pins: &Pins) {
+        for map in MAPS {
+            self.loader.map_pin_path(map, pins.map(map));
+        }
+    }
+
+    /// An object that serves no single pod. Loads no program yet.
+    pub(super) fn open(&mut self) -> Result<Ebpf> {
+        self.open_with(&NO_SLOT)
+    }
+
+    /// An object for a pod's instance of [`STEER`]. Loads no program yet.
+    pub(super) fn open_for(&mut self, slot: u32) -> Result<Ebpf> {
+        let value = SLOTS.get(slot as usize).ok_or(CaptureError::Slot {
+            slot,
+            max: MAX_PODS,
+        })?;
+        self.open_with(value)
+    }
+
+    fn open_with(&mut self, slot: &'static u32) -> Result<Ebpf> {
+        self.loader.override_global(SLOT, slot, true);
+        self.loader
+            .load(OBJECT)
+            .map_err(|e| CaptureError::Load(Box::new(e)))
+    }
 }
 
 /// Loads a program that may be loaded already.

@@ -102,7 +102,7 @@ impl Capture {
             }
             pins::remove_link(&path)?;
         }
-        let mut instance = object::open(&self.pins, slot)?;
+        let mut instance = self.loader.open_for(slot)?;
         let program = object::load(&mut instance, object::STEER)?;
         let target = Target::Fd(netns);
         object::attach(&self.pins, &link, program, &target, AttachType::SkLookup)
@@ -240,7 +240,7 @@ impl Capture {
             else {
                 continue;
             };
-            let mut instance = object::open(&self.pins, slot)?;
+            let mut instance = self.loader.open_for(slot)?;
             let program: &ProgramFd = object::load(&mut instance, object::STEER)?;
             // A namespace that is gone needs no steering; `withdraw` removes the pin.
             let _: Updated = object::update(&self.pins, &link, program)?;

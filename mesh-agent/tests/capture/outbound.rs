@@ -272,3 +272,21 @@ fn the_private_option_is_nothing_to_an_app() {
     let (worker, _) = accept(&lab.worker().outbound_v4);
     assert_eq!(original_destination(&worker, libc::SOL_IP), address(V4));
 }
+
+#[test]
+fn mptcp_sockets_have_the_right_names_too() {
+    const IPPROTO_MPTCP: i32 = 262;
+    let lab = Lab::new();
+    let app = lab.in_pod(|| {
+        let protocol = Some(IPPROTO_MPTCP.into());
+        let app = Socket::new(Domain::IPV4, Type::STREAM, protocol)
+            .expect("this test needs a kernel with MPTCP");
+        app.connect(&address(V4).into()).unwrap();
+        app
+    });
+    let (worker, from) = accept(&lab.worker().outbound_v4);
+    assert_eq!(original_destination(&worker, libc::SOL_IP), address(V4));
+    assert_eq!(peer(&app), address(V4));
+    assert_eq!(local(&app), SocketAddr::new(lab.pod().v4, from.port()));
+    nothing_left(&lab);
+}

@@ -180,7 +180,7 @@ pub(crate) fn label(socket: &Socket, client: SocketAddr) -> io::Result<()> {
             SOL_NODEMESH,
             SO_CLIENT_LABEL,
             (&raw const label).cast(),
-            size_of::<ClientLabel>() as u32,
+            u32::try_from(size_of::<ClientLabel>()).unwrap(),
         )
     };
     if status == 0 {
@@ -206,7 +206,10 @@ fn serve(channel: BorrowedFd<'_>) -> Option<()> {
     let (request, fd) = receive(channel)?;
     let number = |i: usize| i32::from_ne_bytes(request[1 + 4 * i..5 + 4 * i].try_into().unwrap());
     let address = &request[13..];
-    let (address_ptr, len) = (address.as_ptr().cast(), address.len() as u32);
+    let (address_ptr, len) = (
+        address.as_ptr().cast(),
+        u32::try_from(address.len()).unwrap(),
+    );
     let raw = fd.as_ref().map_or(-1, AsRawFd::as_raw_fd);
     // SAFETY: plain system calls; the address is as long as said.
     let result = unsafe {
