@@ -136,17 +136,12 @@ fn judge_worker(ctx: &TcContext, packet: &Packet, segment: &Segment) -> Result<(
     }
     let tuple = SocketTuple::of(sk, packet.v6);
     let state = field!(sk, state);
-    if state == STATE_LISTEN && segment.flags & TCP_RST != 0 {
-        // Since Linux 6.13 the answer to a stray segment is owned by the listener that it
-        // met: it has the stray segment's ports, not the listener's.
+    if state == STATE_LISTEN {
+        // A listener has no peer. Since Linux 6.13 the kernel's answers to stray segments are
+        // owned by the listener that they met, whose port `sk_lookup` makes another.
         return judge_bare(ctx, packet, segment);
     }
-    let matches = if state == STATE_LISTEN {
-        // Some SYN+ACKs are owned by the listener, which has no peer.
-        tuple.source_port == segment.source_port
-            && segment.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN | TCP_ACK
-            && segment.payload == packet.end
-    } else if state == STATE_CLOSE {
+    let matches = if state == STATE_CLOSE {
         is_tcp(sk) && tuple.was(packet, segment)
     } else {
         tuple.is(packet, segment)

@@ -82,6 +82,26 @@ pub(crate) fn icmp_echo(kind: u8) -> Vec<u8> {
     message
 }
 
+/// An IPv4 packet of a TCP segment that a kernel takes: with sequence and
+/// acknowledgement numbers and checksum.
+pub(crate) fn valid_v4(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    [sequence, acknowledgement]: [u32; 2],
+    mut segment: Vec<u8>,
+) -> Vec<u8> {
+    segment[4..8].copy_from_slice(&sequence.to_be_bytes());
+    segment[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
+    let mut pseudo = source.octets().to_vec();
+    pseudo.extend(destination.octets());
+    pseudo.extend([0, 6]);
+    pseudo.extend(u16::try_from(segment.len()).unwrap().to_be_bytes());
+    pseudo.extend(&segment);
+    let sum = checksum(&pseudo);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    ipv4(source, destination, 6, 0, &segment)
+}
+
 fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = bytes
         .chunks(2)

@@ -361,6 +361,60 @@ fn syn_cookies_pass() {
     assert_eq!(walled(&lab), []);
 }
 
+/// What the kernel answers by itself for a listener that has another port than the packet.
+#[test]
+fn answers_to_stray_segments_pass() {
+    const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 99);
+    let lab = Lab::new();
+    let (netns, node) = (&lab.pod().netns, lab.node_netns());
+    crate::lab::ip(&format!(
+        "-n {netns} neigh add {STRANGER} lladdr 02:00:00:00:00:99 dev eth0"
+    ));
+    let outside = Process::spawn(&crate::lab::netns_path(&node), &lab.app_cgroup());
+    let socket = outside.socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
+    // Of one protocol, so it sees what the wall lets pass.
+    let protocol = i32::from(IPV4.to_be());
+    let tap = outside.socket(libc::AF_PACKET, libc::SOCK_RAW, protocol);
+    let tap = Socket::from(tap);
+    tap.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let send = |numbers, flags| {
+        let packet = frame::valid_v4(STRANGER, POD, numbers, frame::tcp(8080, flags, &[], &[]));
+        let mut bytes = frame::ethernet(IPV4, &packet);
+        bytes[..6].copy_from_slice(&pod_mac(&lab));
+        frame::send_frame(&socket, lab.pod().ifindex, IPV4, &bytes);
+    };
+    let answered = |flags: u8| {
+        let mut bytes = [0; 128];
+        while {
+            let len = (&tap).read(&mut bytes).unwrap();
+            len < 54 || bytes[26..30] != POD.octets() || bytes[47] != flags
+        } {}
+        u32::from_be_bytes(bytes[38..42].try_into().unwrap())
+    };
+    send([7, 0], ACK);
+    answered(RST);
+    send([0, 0], SYN);
+    let sequence = answered(SYN | ACK);
+    // Out of the request's window.
+    send([0x4000_0000, sequence.wrapping_add(1)], ACK);
+    answered(ACK);
+    assert_eq!(walled(&lab), []);
+}
+
+fn pod_mac(lab: &Lab) -> [u8; 6] {
+    let output = Command::new("ip")
+        .args(["-n", &lab.pod().netns, "-br", "link", "show", "eth0"])
+        .output()
+        .unwrap();
+    let line = String::from_utf8(output.stdout).unwrap();
+    let mac = line.split_whitespace().nth(2).unwrap();
+    let bytes: Vec<_> = mac
+        .split(':')
+        .map(|b| u8::from_str_radix(b, 16).unwrap())
+        .collect();
+    bytes.try_into().unwrap()
+}
+
 #[test]
 fn udp_is_a_matter_of_the_pods_flag() {
     let mut lab = Lab::new();
