@@ -60,7 +60,7 @@ fn word(text: &str) -> String {
     text.chars().take(TEXT_LIMIT).map(plain).collect()
 }
 
-/// The same for text with spaces, which is printed quoted.
+/// The same for text with spaces, which is printed quoted and escaped.
 fn clip(text: &str) -> String {
     text.chars().take(TEXT_LIMIT).collect()
 }
@@ -77,7 +77,7 @@ pub(super) fn log_worker_refusal(pod: &PodKey, refusal: &Refusal) {
         destination = %word(&refusal.destination),
         reason = %reason.map_or("unknown", Reason::code),
         peer_identity = %word(&refusal.peer_identity),
-        detail = ?clip(&refusal.detail),
+        detail = clip(&refusal.detail).as_str(),
         suppressed = refusal.suppressed,
         "refused: {}",
         reason.map_or("the worker gives a reason that this supervisor doesn't know", Reason::sentence),
@@ -92,7 +92,7 @@ pub(super) fn log_tunnel(pod: &PodKey, tunnel: &TunnelOpened) {
         direction = %word(&tunnel.direction),
         peer_identity = %word(&tunnel.peer_identity),
         peer_address = %word(&tunnel.peer_address),
-        tls = ?clip(&tunnel.tls),
+        tls = clip(&tunnel.tls).as_str(),
         "tunnel opened",
     );
 }
