@@ -2,6 +2,7 @@
 
 mod frame;
 mod inbound;
+mod injection;
 mod lab;
 mod lifecycle;
 mod names;
