@@ -73,6 +73,9 @@ pub(crate) fn run(workspace: &Path, args: &BenchArgs) -> Result<()> {
 /// Every measure of every way, in turn.
 fn measure_all(ways: &[Way<'_>], args: &BenchArgs) -> Result<Table> {
     let mut table = Table::new(ways);
+    for way in ways {
+        table.add(way, memory(way, "private MiB per proxy process, idle")?);
+    }
     for rep in 1..=args.reps {
         for measure in Measure::ALL {
             for way in ways {
@@ -84,7 +87,10 @@ fn measure_all(ways: &[Way<'_>], args: &BenchArgs) -> Result<Table> {
         }
     }
     for way in ways {
-        table.add(way, memory(way)?);
+        table.add(
+            way,
+            memory(way, "private MiB per proxy process, after all")?,
+        );
     }
     Ok(table)
 }
@@ -99,13 +105,10 @@ fn plan() -> Plan {
         })
 }
 
-/// Private memory of each process that carries the traffic, after all of it.
-fn memory(way: &Way<'_>) -> Result<Vec<(&'static str, f64)>> {
+/// Private memory of the largest of the processes that carry the traffic.
+fn memory(way: &Way<'_>, row: &'static str) -> Result<measure::Results> {
     let pids = (way.proxies)()?;
-    if pids.is_empty() {
-        return Ok(Vec::new());
-    }
     let sizes: Result<Vec<f64>> = pids.iter().map(|pid| system::private_mib(*pid)).collect();
-    let largest = sizes?.into_iter().fold(0.0, f64::max);
-    Ok(vec![("memory, private, MiB per proxy process", largest)])
+    let largest = sizes?.into_iter().reduce(f64::max);
+    Ok(largest.map(|mib| (row, mib)).into_iter().collect())
 }

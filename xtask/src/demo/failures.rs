@@ -17,7 +17,7 @@ use super::stage::{CACHE, FRONTEND, Stage, WEB};
 
 /// A worker is back this soon after SIGKILL.
 const HEALED_WITHIN: Duration = Duration::from_millis(100);
-const KILLS: usize = 3;
+const KILLS: usize = 5;
 
 /// Kills the web pod's worker while requests come in and control is away.
 pub(crate) fn kill_workers(stage: &mut Stage, tell: &Narrator) -> Result<()> {
