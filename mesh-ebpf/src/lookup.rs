@@ -31,6 +31,9 @@ pub(crate) fn steer(ctx: &SkLookupContext) -> u32 {
     // SAFETY: a static that the loader has set; volatile, as the compiler believes its initial value.
     let slot = unsafe { core::ptr::read_volatile(&raw const SLOT) };
     let v6 = field!(lookup, family) == AF_INET6;
+    // Read in any case: of one read in each branch LLVM makes one at a variable offset, which
+    // the verifier refuses.
+    let (remote_v4, local_v4) = (field!(lookup, remote_ip4), field!(lookup, local_ip4));
     let (remote, local) = if v6 {
         (
             Address([
@@ -47,10 +50,7 @@ pub(crate) fn steer(ctx: &SkLookupContext) -> u32 {
             ]),
         )
     } else {
-        (
-            Address::v4(field!(lookup, remote_ip4)),
-            Address::v4(field!(lookup, local_ip4)),
-        )
+        (Address::v4(remote_v4), Address::v4(local_v4))
     };
     let remote_port = u16::from_be(field!(lookup, remote_port));
     let key = FlowKey {
