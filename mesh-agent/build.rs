@@ -15,8 +15,7 @@ fn main() {
 }
 
 fn default_object() -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("a workspace");
+    let package = env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
+    let workspace = Path::new(&package).parent().expect("a workspace");
     workspace.join("target/bpf/mesh-ebpf.o")
 }
