@@ -10,6 +10,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::metrics::{Count, Metrics};
 use super::socket;
 
 /// Most bytes in one chunk: with its frame header (9 bytes) exactly four full TLS records.
@@ -67,14 +68,22 @@ pub(crate) fn read_app(app: &TcpStream, max: usize) -> io::Result<Read> {
     })
 }
 
-/// Bytes of one stream that HTTP/2 holds and has not written yet.
-#[derive(Default)]
+/// Chunks of one stream that HTTP/2 holds and has not written yet.
 pub(crate) struct InFlight {
     chunks: Cell<usize>,
     waker: RefCell<Option<Waker>>,
+    metrics: Rc<Metrics>,
 }
 
 impl InFlight {
+    pub(crate) fn new(metrics: Rc<Metrics>) -> Rc<Self> {
+        Rc::new(Self {
+            chunks: Cell::new(0),
+            waker: RefCell::default(),
+            metrics,
+        })
+    }
+
     /// Waits until everything handed over so far is written, or given up.
     pub(crate) async fn written(&self) {
         std::future::poll_fn(|cx| {
@@ -91,14 +100,18 @@ impl InFlight {
 /// A piece of a stream that tells [`InFlight`] when HTTP/2 is done with it.
 pub(crate) struct Chunk {
     bytes: Bytes,
+    len: u64,
     stream: Option<Rc<InFlight>>,
 }
 
 impl Chunk {
     pub(crate) fn new(bytes: Bytes, stream: &Rc<InFlight>) -> Self {
         stream.chunks.set(stream.chunks.get() + 1);
+        let len = bytes.len() as u64;
+        stream.metrics.add(Count::Buffered, len);
         Self {
             bytes,
+            len,
             stream: Some(stream.clone()),
         }
     }
@@ -106,6 +119,7 @@ impl Chunk {
     pub(crate) fn empty() -> Self {
         Self {
             bytes: Bytes::new(),
+            len: 0,
             stream: None,
         }
     }
@@ -114,6 +128,7 @@ impl Chunk {
 impl Drop for Chunk {
     fn drop(&mut self) {
         if let Some(stream) = &self.stream {
+            stream.metrics.subtract(Count::Buffered, self.len);
             let left = stream.chunks.get() - 1;
             stream.chunks.set(left);
             if left == 0

@@ -47,6 +47,10 @@ counts! {
     TunnelsOutbound = "nodemesh_tunnels_open", "outbound";
     /// Tunnels of others that are open.
     TunnelsInbound = "nodemesh_tunnels_open", "inbound";
+    /// Bytes of flows that wait in this worker for a socket or a window.
+    Buffered = "nodemesh_buffered_bytes", "";
+    /// Flows that were reset because too many bytes waited in this worker.
+    Shed = "nodemesh_flows_shed_total", "";
     /// Tunnels from peers that discovery does not know.
     UnknownPeers = "nodemesh_unknown_peers_total", "";
     /// `accept` failed for want of descriptors or memory.
@@ -87,6 +91,12 @@ impl Metrics {
     pub(crate) fn add(&self, count: Count, n: u64) {
         let cell = &self.counts[count as usize];
         cell.set(cell.get() + n);
+    }
+
+    /// Lowers a gauge.
+    pub(crate) fn subtract(&self, gauge: Count, n: u64) {
+        let cell = &self.counts[gauge as usize];
+        cell.set(cell.get().saturating_sub(n));
     }
 
     pub(crate) fn get(&self, count: Count) -> u64 {
@@ -178,8 +188,7 @@ pub(crate) struct OpenGuard {
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
-        let cell = &self.metrics.counts[self.gauge as usize];
-        cell.set(cell.get().saturating_sub(1));
+        self.metrics.subtract(self.gauge, 1);
         self.metrics.closed.notify_waiters();
     }
 }

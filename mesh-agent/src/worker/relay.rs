@@ -26,6 +26,14 @@ const SLICES: usize = 32;
 /// Frames smaller than this are copied together while they wait for the app.
 const SMALL_FRAME: usize = 4096;
 
+/// Bytes that wait in this worker beyond which a flow hands nothing more to HTTP/2 before what
+/// it has there is written, and beyond which a flow whose app does not read is reset. A worker
+/// that runs out of memory would take every flow of its pod with it.
+const MUCH_BUFFERED: u64 = 128 << 20;
+const TOO_MUCH_BUFFERED: u64 = 384 << 20;
+/// Bytes any flow may have waiting, however much others have.
+const OWN_SHARE: usize = 64 * 1024;
+
 /// Which counters a flow's bytes go to.
 #[derive(Clone, Copy)]
 pub(crate) struct ByteCounts {
@@ -37,6 +45,7 @@ pub(crate) struct ByteCounts {
 enum Broken {
     ByApp,
     ByPeer,
+    Shed,
 }
 
 /// Relays until both directions have ended, or either end has reset the flow; then the other
@@ -45,13 +54,13 @@ pub(crate) async fn relay(
     app: TcpStream,
     mut receive: RecvStream,
     send: SendStream<Chunk>,
-    metrics: &Metrics,
+    metrics: &Rc<Metrics>,
     counts: ByteCounts,
 ) {
     socket::reset_on_close(&app);
     let send = RefCell::new(send);
-    let in_flight = Rc::new(InFlight::default());
-    let mut queue = Queue::default();
+    let in_flight = InFlight::new(metrics.clone());
+    let mut queue = Queue::new(metrics.clone());
     let ended = {
         let up = up(&app, &send, &in_flight, metrics, counts.from_app);
         let down = down(&app, &mut receive, &mut queue, metrics, counts.to_app);
@@ -66,6 +75,11 @@ pub(crate) async fn relay(
         Err(Broken::ByPeer) => {
             deliver_rest(&app, &mut receive, &mut queue);
             socket::reset(app);
+        }
+        Err(Broken::Shed) => {
+            metrics.add(Count::Shed, 1);
+            socket::reset(app);
+            send.borrow_mut().send_reset(H2Reason::ENHANCE_YOUR_CALM);
         }
         Err(Broken::ByApp) => {
             drop(app);
@@ -87,6 +101,9 @@ async fn up(
 ) -> Result<(), Broken> {
     loop {
         app.readable().await.map_err(|_| Broken::ByApp)?;
+        if metrics.get(Count::Buffered) > MUCH_BUFFERED {
+            in_flight.written().await;
+        }
         let room = capacity(send).await?;
         match read_app(app, room).map_err(|_| Broken::ByApp)? {
             Read::NotReady => {}
@@ -142,6 +159,9 @@ async fn down(
         loop {
             if !ended {
                 ended = queue.fill(receive, cx)?;
+                if queue.waiting > OWN_SHARE && metrics.get(Count::Buffered) > TOO_MUCH_BUFFERED {
+                    return Poll::Ready(Err(Broken::Shed));
+                }
             }
             if queue.is_empty() {
                 return if ended {
@@ -207,16 +227,33 @@ async fn flush(receive: &mut RecvStream, in_flight: &InFlight) {
 }
 
 /// What waits for the app.
-#[derive(Default)]
 struct Queue {
     frames: VecDeque<Bytes>,
     /// Small frames that came last, copied together.
     tail: BytesMut,
+    /// Bytes in both.
+    waiting: usize,
+    metrics: Rc<Metrics>,
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.metrics.subtract(Count::Buffered, self.waiting as u64);
+    }
 }
 
 impl Queue {
+    fn new(metrics: Rc<Metrics>) -> Self {
+        Self {
+            frames: VecDeque::new(),
+            tail: BytesMut::new(),
+            waiting: 0,
+            metrics,
+        }
+    }
+
     fn is_empty(&self) -> bool {
-        self.frames.is_empty() && self.tail.is_empty()
+        self.waiting == 0
     }
 
     /// Takes what is there; true when the peer has ended its direction.
@@ -232,7 +269,10 @@ impl Queue {
     }
 
     fn push(&mut self, data: Bytes) {
-        if data.len() < SMALL_FRAME && !self.is_empty() {
+        self.waiting += data.len();
+        self.metrics.add(Count::Buffered, data.len() as u64);
+        let behind_others = !self.frames.is_empty() || !self.tail.is_empty();
+        if data.len() < SMALL_FRAME && behind_others {
             self.tail.extend_from_slice(&data);
             return;
         }
@@ -272,6 +312,8 @@ impl Queue {
     }
 
     fn advance(&mut self, mut n: usize) {
+        self.waiting -= n;
+        self.metrics.subtract(Count::Buffered, n as u64);
         while n > 0 {
             let Some(first) = self.frames.front_mut() else {
                 self.tail.advance(n);

@@ -7,8 +7,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::harness::{Mesh, TestPod, endpoint, next_ip, within};
-use super::peers::{PEER, TestServer};
+use super::peers::PEER;
 use super::pki::Leaf;
+use super::server::TestServer;
 
 async fn serve_echo(listener: TcpListener) {
     loop {

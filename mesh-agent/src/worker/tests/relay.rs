@@ -336,6 +336,13 @@ async fn sixty_four_stalled_receivers_hold_up_nobody() {
     );
     sent.unwrap();
     assert_eq!(a.count("nodemesh_tunnels_open", "outbound").await, 1);
+    // What waits is a window for each, and it is given back with the flows.
+    let waiting = b.count("nodemesh_buffered_bytes", "").await;
+    assert!((32 << 20..96 << 20).contains(&waiting), "{waiting}");
+    drop(stalled);
+    for pod in [&a, &b] {
+        pod.counted("nodemesh_buffered_bytes", "", 0).await;
+    }
 }
 
 #[tokio::test]
