@@ -45,6 +45,9 @@ pub(crate) struct Limits {
     pub(crate) streams_per_tunnel: u32,
     pub(crate) handshake_timeout: Duration,
     pub(crate) connect_timeout: Duration,
+    /// Bytes of flows that may wait in this worker; beyond, a flow whose app does not read is
+    /// reset: a worker that runs out of memory would take every flow of its pod with it.
+    pub(crate) buffered: u64,
 }
 
 impl Limits {
@@ -58,6 +61,7 @@ impl Limits {
             streams_per_tunnel: or(message.streams_per_tunnel, 128).min(2047),
             handshake_timeout: ms(message.handshake_timeout_ms, 10_000),
             connect_timeout: ms(message.connect_timeout_ms, 5_000),
+            buffered: u64::from(or(message.buffered_mib, 384)) << 20,
         }
     }
 }

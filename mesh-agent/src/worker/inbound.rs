@@ -238,7 +238,7 @@ async fn serve_stream(
         from_app: Count::InboundSent,
         to_app: Count::InboundReceived,
     };
-    relay(app, request.into_body(), send, &context.metrics, counts).await;
+    relay(app, request.into_body(), send, &context, counts).await;
 }
 
 fn answer_refusal(respond: &mut SendResponse<Chunk>, status: StatusCode) {

@@ -73,7 +73,7 @@ pub(crate) async fn serve(
                 from_app: Count::OutboundSent,
                 to_app: Count::OutboundReceived,
             };
-            relay(app, receive, send, &context.metrics, counts).await;
+            relay(app, receive, send, &context, counts).await;
             drop(lease);
         }
     }

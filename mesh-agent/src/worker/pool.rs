@@ -239,18 +239,17 @@ impl Attempt {
         tokio::task::spawn_local(drive(driver, tunnel.clone(), self.site.clone(), ended));
         // The server checks our certificate after our end of the handshake is done: only its
         // first frame says that it took it.
-        tokio::select! {
-            heard = tokio::time::timeout(context.limits.handshake_timeout, ready) => match heard {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(gone("the tunnel ended before it was used")),
-                Err(_) => {
-                    tunnel.retire();
-                    let detail = "the peer sent no HTTP/2 settings";
-                    return Err(Fault::new(Reason::HandshakeTimeout, detail));
-                }
-            },
-            fault = has_ended => {
+        match tokio::time::timeout(context.limits.handshake_timeout, ready).await {
+            Ok(Ok(())) => {}
+            // The driver has ended, or is about to say why.
+            Ok(Err(_)) => {
+                let fault = has_ended.await;
                 return Err(fault.unwrap_or_else(|_| gone("the tunnel ended before it was used")));
+            }
+            Err(_) => {
+                tunnel.retire();
+                let detail = "the peer sent no HTTP/2 settings";
+                return Err(Fault::new(Reason::HandshakeTimeout, detail));
             }
         }
         if !tunnel.is_usable() {

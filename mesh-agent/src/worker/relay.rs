@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -16,6 +16,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::chunk::{CHUNK, Chunk, InFlight, Read, read_app};
+use super::context::Context;
 use super::metrics::{Count, Metrics};
 use super::socket;
 
@@ -26,11 +27,6 @@ const SLICES: usize = 32;
 /// Frames smaller than this are copied together while they wait for the app.
 const SMALL_FRAME: usize = 4096;
 
-/// Bytes that wait in this worker beyond which a flow hands nothing more to HTTP/2 before what
-/// it has there is written, and beyond which a flow whose app does not read is reset. A worker
-/// that runs out of memory would take every flow of its pod with it.
-const MUCH_BUFFERED: u64 = 128 << 20;
-const TOO_MUCH_BUFFERED: u64 = 384 << 20;
 /// Bytes any flow may have waiting, however much others have.
 const OWN_SHARE: usize = 64 * 1024;
 
@@ -54,16 +50,17 @@ pub(crate) async fn relay(
     app: TcpStream,
     mut receive: RecvStream,
     send: SendStream<Chunk>,
-    metrics: &Rc<Metrics>,
+    context: &Context,
     counts: ByteCounts,
 ) {
+    let metrics = &context.metrics;
     socket::reset_on_close(&app);
     let send = RefCell::new(send);
     let in_flight = InFlight::new(metrics.clone());
     let mut queue = Queue::new(metrics.clone());
     let ended = {
-        let up = up(&app, &send, &in_flight, metrics, counts.from_app);
-        let down = down(&app, &mut receive, &mut queue, metrics, counts.to_app);
+        let up = up(&app, &send, &in_flight, context, counts.from_app);
+        let down = down(&app, &mut receive, &mut queue, context, counts.to_app);
         tokio::select! {
             biased;
             both = async { tokio::try_join!(up, down) } => both.map(|_| ()),
@@ -96,12 +93,14 @@ async fn up(
     app: &TcpStream,
     send: &RefCell<SendStream<Chunk>>,
     in_flight: &Rc<InFlight>,
-    metrics: &Metrics,
+    context: &Context,
     count: Count,
 ) -> Result<(), Broken> {
+    let metrics = &context.metrics;
     loop {
         app.readable().await.map_err(|_| Broken::ByApp)?;
-        if metrics.get(Count::Buffered) > MUCH_BUFFERED {
+        // Past a third of what may wait, each flow waits for its own bytes first.
+        if metrics.get(Count::Buffered) > context.limits.buffered / 3 {
             in_flight.written().await;
         }
         let room = capacity(send).await?;
@@ -151,15 +150,18 @@ async fn down(
     app: &TcpStream,
     receive: &mut RecvStream,
     queue: &mut Queue,
-    metrics: &Metrics,
+    context: &Context,
     count: Count,
 ) -> Result<(), Broken> {
+    let metrics = &context.metrics;
     let mut ended = false;
     poll_fn(|cx| {
         loop {
             if !ended {
                 ended = queue.fill(receive, cx)?;
-                if queue.waiting > OWN_SHARE && metrics.get(Count::Buffered) > TOO_MUCH_BUFFERED {
+                if queue.waiting > OWN_SHARE
+                    && metrics.get(Count::Buffered) > context.limits.buffered
+                {
                     return Poll::Ready(Err(Broken::Shed));
                 }
             }
@@ -206,7 +208,7 @@ async fn watch(app: &TcpStream, send: &RefCell<SendStream<Chunk>>) -> Broken {
 
 /// What came before the peer's reset is the app's, as far as its socket takes it at once.
 fn deliver_rest(app: &TcpStream, receive: &mut RecvStream, queue: &mut Queue) {
-    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let mut cx = task::Context::from_waker(task::Waker::noop());
     // The reset itself is what ends this.
     let _reset = queue.fill(receive, &mut cx);
     while !queue.is_empty() && queue.write_to(app).is_ok_and(|n| n > 0) {}
@@ -257,7 +259,11 @@ impl Queue {
     }
 
     /// Takes what is there; true when the peer has ended its direction.
-    fn fill(&mut self, receive: &mut RecvStream, cx: &mut Context<'_>) -> Result<bool, Broken> {
+    fn fill(
+        &mut self,
+        receive: &mut RecvStream,
+        cx: &mut task::Context<'_>,
+    ) -> Result<bool, Broken> {
         loop {
             match receive.poll_data(cx) {
                 Poll::Ready(Some(Ok(data))) => self.push(data),

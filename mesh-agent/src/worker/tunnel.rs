@@ -212,10 +212,9 @@ impl Driver {
         let settings = tunnel.settings.clone();
         let driven = poll_fn(|cx| {
             let polled = Future::poll(pin!(&mut connection), cx);
-            if settings.take_changed() {
-                if settings.heard()
-                    && let Some(ready) = ready.take()
-                {
+            // Before it is heard out the peer seems to allow next to nothing.
+            if settings.take_changed() && settings.heard() {
+                if let Some(ready) = ready.take() {
                     // Nobody waits any more: the tunnel serves whoever comes.
                     let _gone = ready.send(());
                 }

@@ -39,6 +39,14 @@ pub(super) fn next_ip() -> IpAddr {
     Ipv4Addr::new(127, u8::try_from(run).unwrap(), high, low).into()
 }
 
+/// Connects where the worker must refuse, be it before `connect` has returned.
+pub(super) async fn connect_in_vain(to: SocketAddr) {
+    match TcpStream::connect(to).await {
+        Ok(mut stream) => expect_reset(&mut stream).await,
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+    }
+}
+
 /// Waits for something that must come.
 pub(super) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     timeout(PATIENCE, future)

@@ -11,4 +11,5 @@ mod pki;
 mod pool;
 mod relay;
 mod server;
+mod stalled;
 mod supervisor;

@@ -8,7 +8,7 @@ use mesh_core::reason::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::harness::{Mesh, TestPod, UNANSWERED_PORT, endpoint, next_ip, within};
+use super::harness::{Mesh, TestPod, UNANSWERED_PORT, connect_in_vain, endpoint, next_ip, within};
 
 /// Two pods, a server in the second, a connection from the first.
 struct Flow {
@@ -44,7 +44,7 @@ pub(super) async fn expect_reset(stream: &mut TcpStream) {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
-async fn expect_end(stream: &mut TcpStream, expected: &[u8]) {
+pub(super) async fn expect_end(stream: &mut TcpStream, expected: &[u8]) {
     let mut all = Vec::new();
     within("the end of the stream", stream.read_to_end(&mut all))
         .await
@@ -52,7 +52,7 @@ async fn expect_end(stream: &mut TcpStream, expected: &[u8]) {
     assert!(all == expected, "{} bytes of {}", all.len(), expected.len());
 }
 
-async fn fill(stream: &TcpStream) -> usize {
+pub(super) async fn fill(stream: &TcpStream) -> usize {
     let block = [7; 64 * 1024];
     let mut written = 0;
     while let Ok(writable) =
@@ -268,11 +268,7 @@ async fn a_dead_app_port_resets_the_client() {
 async fn plaintext_from_outside_is_reset_and_named() {
     let mesh = Mesh::new();
     let b = TestPod::start(&mesh, "b").await;
-    let to = (b.ip, 15006).into();
-    let mut outsider = TcpStream::connect::<std::net::SocketAddr>(to)
-        .await
-        .unwrap();
-    expect_reset(&mut outsider).await;
+    connect_in_vain((b.ip, 15006).into()).await;
     b.refused("inbound", Reason::InboundPlaintext, 1).await;
     b.until("the refusal", |h| !h.refusals.is_empty()).await;
     let heard = b.heard.lock().unwrap();
@@ -302,77 +298,4 @@ async fn the_pods_own_address_is_dialled_directly() {
     expect_reset(&mut client).await;
     assert_eq!(a.count("nodemesh_tunnels_open", "outbound").await, 0);
     assert!(a.heard.lock().unwrap().asked.is_empty());
-}
-
-#[tokio::test]
-async fn sixty_four_stalled_receivers_hold_up_nobody() {
-    let mesh = Mesh::new();
-    let a = TestPod::start(&mesh, "a").await;
-    let b = TestPod::start(&mesh, "b").await;
-    let (listener, at) = b.listen(&mesh).await;
-    let mut stalled = Vec::new();
-    for _ in 0..64 {
-        let client = a.dial(at).await;
-        let (server, _) = within("accept", listener.accept()).await.unwrap();
-        stalled.push((client, server));
-    }
-    let fills = stalled.iter().map(|(client, _)| fill(client));
-    let written = within("stalling", futures_util::future::join_all(fills)).await;
-    assert!(written.iter().all(|n| *n > 1 << 20), "{written:?}");
-    // And in the other direction.
-    let fills = stalled.iter().map(|(_, server)| fill(server));
-    within("stalling", futures_util::future::join_all(fills)).await;
-    let mut healthy = a.dial(at).await;
-    let (mut server, _) = within("a new one beside them", listener.accept())
-        .await
-        .unwrap();
-    let block = vec![3; 8 << 20];
-    let (sent, ()) = tokio::join!(
-        async {
-            healthy.write_all(&block).await.unwrap();
-            healthy.shutdown().await
-        },
-        expect_end(&mut server, &block)
-    );
-    sent.unwrap();
-    assert_eq!(a.count("nodemesh_tunnels_open", "outbound").await, 1);
-    // What waits is a window for each, and it is given back with the flows.
-    let waiting = b.count("nodemesh_buffered_bytes", "").await;
-    assert!((32 << 20..96 << 20).contains(&waiting), "{waiting}");
-    drop(stalled);
-    for pod in [&a, &b] {
-        pod.counted("nodemesh_buffered_bytes", "", 0).await;
-    }
-}
-
-#[tokio::test]
-async fn small_messages_that_nobody_reads_are_not_the_tunnels_end() {
-    let mesh = Mesh::new();
-    let a = TestPod::start(&mesh, "a").await;
-    let b = TestPod::start(&mesh, "b").await;
-    let (listener, at) = b.listen(&mesh).await;
-    let mut flows = Vec::new();
-    for _ in 0..16 {
-        let client = a.dial(at).await;
-        client.set_nodelay(true).unwrap();
-        let (server, _) = within("accept", listener.accept()).await.unwrap();
-        flows.push((client, server));
-    }
-    let messages = 20_000;
-    for (client, _) in &mut flows {
-        for _ in 0..messages {
-            within("a small write", client.write_all(b"0123456789"))
-                .await
-                .unwrap();
-        }
-    }
-    for (client, server) in &mut flows {
-        client.shutdown().await.unwrap();
-        let mut all = Vec::new();
-        within("the messages", server.read_to_end(&mut all))
-            .await
-            .unwrap();
-        assert_eq!(all.len(), messages * 10);
-    }
-    assert_eq!(b.count("nodemesh_tunnels_open", "inbound").await, 1);
 }
