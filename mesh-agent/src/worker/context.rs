@@ -234,8 +234,10 @@ impl Context {
         self.hooks
             .label_client(socket.as_fd(), client)
             .map_err(|e| fault("labelling the socket for", e))?;
-        socket::connect(socket, to, self.limits.connect_timeout)
+        let app = socket::connect(socket, to, self.limits.connect_timeout)
             .await
-            .map_err(|e| fault("connecting to", e))
+            .map_err(|e| fault("connecting to", e))?;
+        socket::reset_on_close(&app);
+        Ok(app)
     }
 }
