@@ -53,6 +53,8 @@ pub(super) struct PodTask {
     pub(super) goal: Goal,
     pub(super) cgroup: Option<PodCgroup>,
     policy: RestartPolicy,
+    /// When the last worker's end was noticed, until the next one is ready.
+    ended_at: Option<Instant>,
 }
 
 /// What came of a step that a command can cut short.
@@ -84,6 +86,7 @@ impl PodTask {
             goal,
             cgroup: None,
             policy: RestartPolicy::default(),
+            ended_at: None,
         })
     }
 
@@ -229,6 +232,7 @@ impl PodTask {
         }
         drop(session);
         if !matches!(end, SessionEnd::Detached) {
+            self.ended_at.get_or_insert_with(Instant::now);
             self.counters.worker_ended();
             self.report.send_modify(|report| {
                 report.worker_pid = None;
@@ -308,7 +312,7 @@ impl PodTask {
         });
     }
 
-    pub(super) fn now_enrolled(&self, pid: i32) {
+    pub(super) fn now_enrolled(&mut self, pid: i32) {
         let news = self.report.send_if_modified(|report| {
             let news = report.state != PodState::Enrolled || !report.ready;
             report.state = PodState::Enrolled;
@@ -316,8 +320,16 @@ impl PodTask {
             report.reason.clear();
             news
         });
-        if news {
-            tracing::info!(pod = %self.record.key, pid, identity = self.goal.identity, "enrolled");
+        if !news {
+            return;
+        }
+        let (pod, identity) = (&self.record.key, &self.goal.identity);
+        match self.ended_at.take() {
+            None => tracing::info!(%pod, pid, identity, "enrolled"),
+            Some(ended_at) => {
+                let outage_ms = ended_at.elapsed().as_secs_f64() * 1e3;
+                tracing::info!(%pod, pid, outage_ms, identity, "enrolled again, with a new worker");
+            }
         }
     }
 }
