@@ -2,8 +2,11 @@
 //! from packages don't make.
 
 mod addresses;
+mod dodge;
+mod frame;
 mod load;
 mod volume;
+mod xdp;
 
 use std::io::{self, Error};
 use std::net::{Ipv6Addr, SocketAddr};
@@ -18,7 +21,8 @@ const USAGE: &str = "usage: mesh-lab-app MODE
   burst ADDRESS:PORT COUNT        so many connections to `serve` open at once, each used
   churn ADDRESS:PORT COUNT        so many connections to `serve` in a row, closed here first
   flood PORT                      send to each client without end
-  stall ADDRESS:PORT COUNT        so many connections to `flood` that are never read";
+  stall ADDRESS:PORT COUNT        so many connections to `flood` that are never read
+  dodge CGROUP WAY OWN TO MAC NONCE  one way past the worker, from a cgroup (\"\": this one)";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -48,6 +52,7 @@ fn run(words: &[&str]) -> io::Result<()> {
         ["churn", to, count] => load::churn(to, number(count)?),
         ["flood", port] => load::flood(number(port)?),
         ["stall", to, count] => load::stall(to, number(count)?),
+        ["dodge", words @ ..] => dodge::run(words),
         _ => Err(Error::other(USAGE)),
     }
 }

@@ -1,0 +1,187 @@
+//! Certificates as a foreign peer may show them, made with the mesh's own signer where the
+//! point is something else than who signed.
+
+use std::fs;
+use std::sync::Arc;
+
+use mesh_lab::Lab;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, date_time_ymd,
+};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme, version::TLS13,
+};
+
+/// What is wrong with a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// Nothing.
+    Genuine,
+    /// It has been valid once.
+    Expired,
+    /// It may sign others.
+    IsCa,
+    /// The signer is the mesh's, the name is not.
+    TrustDomain,
+    /// The name is the mesh's, the signer is not.
+    ForeignRoot,
+    /// It lacks this side's extended key usage.
+    Purpose(ExtendedKeyUsagePurpose),
+}
+
+/// A chain and its key.
+pub(crate) struct Credentials {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+/// Signs as the mesh does.
+pub(crate) struct Forger {
+    issuer: Issuer<'static, KeyPair>,
+    issuer_der: CertificateDer<'static>,
+}
+
+impl Forger {
+    pub(crate) fn new(lab: &Lab) -> Self {
+        let pki = &lab.mesh.as_ref().unwrap().pki;
+        let key = fs::read_to_string(pki.join("ca-key.pem")).unwrap();
+        let chain = fs::read_to_string(pki.join("ca-cert.pem")).unwrap();
+        let key = KeyPair::from_pem(&key).unwrap();
+        use rustls::pki_types::pem::PemObject;
+        let issuer_der = CertificateDer::from_pem_slice(chain.as_bytes()).unwrap();
+        Self {
+            issuer: Issuer::from_ca_cert_der(&issuer_der, key).unwrap(),
+            issuer_der,
+        }
+    }
+
+    /// Credentials for `identity` (`ns/<namespace>/sa/<name>`), with a flaw.
+    pub(crate) fn credentials(&self, identity: &str, flaw: &Flaw) -> Credentials {
+        let domain = match flaw {
+            Flaw::TrustDomain => "elsewhere.example",
+            _ => mesh_lab::mesh::TRUST_DOMAIN,
+        };
+        let uri = format!("spiffe://{domain}/{identity}");
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = match flaw {
+            Flaw::Expired => date_time_ymd(2021, 1, 1),
+            _ => date_time_ymd(4000, 1, 1),
+        };
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.is_ca = IsCa::ExplicitNoCa;
+        if *flaw == Flaw::IsCa {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages.push(KeyUsagePurpose::KeyCertSign);
+        }
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        if let Flaw::Purpose(lacking) = flaw {
+            params.extended_key_usages.retain(|p| p != lacking);
+        }
+        let key = KeyPair::generate().unwrap();
+        let chain = match flaw {
+            Flaw::ForeignRoot => {
+                let (issuer, root) = foreign_root();
+                vec![params.signed_by(&key, &issuer).unwrap().der().clone(), root]
+            }
+            _ => {
+                let leaf = params.signed_by(&key, &self.issuer).unwrap();
+                vec![leaf.der().clone(), self.issuer_der.clone()]
+            }
+        };
+        Credentials {
+            chain,
+            key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        }
+    }
+}
+
+fn foreign_root() -> (Issuer<'static, KeyPair>, CertificateDer<'static>) {
+    let mut params = CertificateParams::default();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "somebody else's root");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let key = KeyPair::generate().unwrap();
+    let root = params.self_signed(&key).unwrap();
+    (Issuer::new(params, key), root.der().clone())
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// A client that takes any server: it is the server's check that is tried.
+pub(crate) fn client(credentials: Option<Credentials>) -> ClientConfig {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer(provider())));
+    let mut config = match credentials {
+        None => builder.with_no_client_auth(),
+        Some(own) => builder.with_client_auth_cert(own.chain, own.key).unwrap(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+/// A server that takes any client.
+pub(crate) fn server(credentials: Credentials) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(credentials.chain, credentials.key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+#[derive(Debug)]
+struct AnyServer(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 was not offered".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

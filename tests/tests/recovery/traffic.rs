@@ -1,0 +1,156 @@
+//! Traffic that goes on while things are killed.
+
+use std::io::{self, BufRead, BufReader, Error, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use mesh_lab::{Pod, wait};
+use nix::sched::{CloneFlags, setns};
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two words, and between two calls: there are other tests on the machine.
+const PACE: Duration = Duration::from_millis(2);
+
+/// A connection to the lab's server, which echoes.
+pub(crate) struct Conversation(BufReader<TcpStream>);
+
+impl Conversation {
+    pub(crate) fn open(to: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(to)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    /// Waits for the server's first line.
+    pub(crate) fn greeted(&mut self) -> io::Result<()> {
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
+        match line.starts_with("accept=") {
+            true => Ok(()),
+            false => Err(Error::other(format!("not the server's greeting: {line:?}"))),
+        }
+    }
+
+    pub(crate) fn say(&mut self, number: u64) -> io::Result<()> {
+        let word = format!("{number}\n");
+        self.0.get_mut().write_all(word.as_bytes())?;
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
+        match line == word {
+            true => Ok(()),
+            false => Err(Error::other(format!("{word:?} came back as {line:?}"))),
+        }
+    }
+}
+
+/// One call: a new connection, used.
+pub(crate) fn call(to: SocketAddr) -> io::Result<()> {
+    let mut conversation = Conversation::open(to)?;
+    conversation.greeted()?;
+    conversation.say(1)
+}
+
+/// What a background client has seen.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    /// Words exchanged, or calls answered.
+    pub(crate) done: u64,
+    /// The longest that one of them took.
+    pub(crate) longest: Duration,
+    /// What went wrong.
+    pub(crate) failed: Vec<String>,
+}
+
+/// A client on a thread of its own.
+pub(crate) struct Traffic {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    thread: JoinHandle<Seen>,
+}
+
+impl Traffic {
+    /// One connection from a pod that is used all the time.
+    pub(crate) fn stream(from: &Pod, to: SocketAddr) -> Self {
+        let traffic = Self::start(from, move || {
+            let mut conversation = None;
+            move |number| {
+                if conversation.is_none() {
+                    let mut new = Conversation::open(to)?;
+                    new.greeted()?;
+                    conversation = Some(new);
+                }
+                let said = conversation.as_mut().map(|c| c.say(number));
+                said.unwrap_or(Ok(()))
+            }
+        });
+        traffic.wait(10);
+        traffic
+    }
+
+    /// One new connection after the other.
+    pub(crate) fn calls(from: &Pod, to: SocketAddr) -> Self {
+        let traffic = Self::start(from, move || move |_| call(to));
+        traffic.wait(10);
+        traffic
+    }
+
+    fn start<F: FnMut(u64) -> io::Result<()>>(
+        from: &Pod,
+        client: impl FnOnce() -> F + Send + 'static,
+    ) -> Self {
+        let netns = from.netns.as_fd().try_clone_to_owned().unwrap();
+        let (stop, done) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
+        let (stopped, counted) = (stop.clone(), done.clone());
+        let thread = thread::spawn(move || {
+            setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
+            let mut step = client();
+            let mut seen = Seen::default();
+            for number in 0.. {
+                let begun = Instant::now();
+                match step(number) {
+                    Ok(()) => seen.done = counted.fetch_add(1, Ordering::Release) + 1,
+                    Err(error) => seen.failed.push(format!("at {number}: {error}")),
+                }
+                seen.longest = seen.longest.max(begun.elapsed());
+                if stopped.load(Ordering::Acquire) {
+                    break;
+                }
+                thread::sleep(PACE);
+            }
+            seen
+        });
+        Self { stop, done, thread }
+    }
+
+    /// Waits until so many more are done.
+    pub(crate) fn wait(&self, more: u64) {
+        let goal = self.done.load(Ordering::Acquire) + more;
+        wait::until_true("traffic to go on", PATIENCE, || {
+            Ok(self.done.load(Ordering::Acquire) >= goal)
+        })
+        .unwrap();
+    }
+
+    pub(crate) fn finish(self) -> Seen {
+        self.stop.store(true, Ordering::Release);
+        self.thread.join().unwrap()
+    }
+
+    /// Ends it; nothing must have gone wrong.
+    pub(crate) fn finish_unharmed(self, what: &str) -> Seen {
+        let seen = self.finish();
+        assert!(seen.failed.is_empty(), "{what}: {:?}", seen.failed);
+        println!(
+            "{what}: {} done, the longest took {:?}",
+            seen.done, seen.longest
+        );
+        seen
+    }
+}
