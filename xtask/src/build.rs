@@ -8,14 +8,22 @@ use crate::{ebpf, exec};
 
 /// Builds everything, in the one profile that is used for all (release).
 pub(crate) fn run(workspace: &Path) -> Result<()> {
-    eprintln!("building the kernel programs");
-    ebpf::build(workspace).context("building the kernel programs")?;
+    kernel_programs(workspace)?;
     eprintln!("building the binaries");
-    let packages = ["mesh-agent", "mesh-control", "mesh-cli", "mesh-lab"];
-    let mut cargo = exec::cargo(workspace);
-    cargo.args(["build", "--release"]);
-    for package in packages {
-        cargo.args(["--package", package]);
-    }
-    exec::run(&mut cargo)
+    exec::run(exec::cargo(workspace).args(["build", "--release", "--bins"]))
+}
+
+/// Builds everything with all tests, in one go: cargo unites the features of what it builds
+/// together, so that binaries that are built apart from tests would be built twice.
+pub(crate) fn with_tests(workspace: &Path) -> Result<()> {
+    kernel_programs(workspace)?;
+    eprintln!("building binaries and tests");
+    exec::run(exec::cargo(workspace).args(["build", "--release", "--bins", "--tests"]))
+}
+
+fn kernel_programs(workspace: &Path) -> Result<()> {
+    eprintln!("building the kernel programs");
+    let object = ebpf::build(workspace).context("building the kernel programs")?;
+    eprintln!("{}", object.display());
+    Ok(())
 }

@@ -36,7 +36,7 @@ pub(crate) fn run(workspace: &Path, args: &TestArgs) -> Result<()> {
         step("programs", || programs::install(setup::TEST))?;
     }
     // mesh-agent embeds the kernel programs, so they come first.
-    step("build", || build::run(workspace))?;
+    step("build", || build::with_tests(workspace))?;
     if let Some(filter) = &args.filter {
         skipped.insert("fmt, clippy, deny".to_owned(), format!("only {filter:?}"));
     } else {
