@@ -149,6 +149,7 @@ impl Control {
             discovery: &discovery,
             xds: None,
             snapshot_due: None,
+            saved: None,
         };
         follower.restore();
         loop {
@@ -179,6 +180,7 @@ struct Follower<'a> {
     discovery: &'a Discovery,
     xds: Option<XdsState>,
     snapshot_due: Option<Instant>,
+    saved: Option<Instant>,
 }
 
 impl Follower<'_> {
@@ -299,14 +301,18 @@ impl Follower<'_> {
             );
         }
         self.change(applied.changes);
-        self.snapshot_due
-            .get_or_insert(Instant::now() + SNAPSHOT_DELAY);
+        // The first state is kept at once: a supervisor may end, and control with it, before
+        // it has lived for a delay.
+        let now = Instant::now();
+        let due = self.saved.map_or(now, |at| now.max(at + SNAPSHOT_DELAY));
+        self.snapshot_due.get_or_insert(due);
         applied.request
     }
 
     fn save(&mut self) {
         let due = self.snapshot_due.take();
         if let (Some(_), Some(xds)) = (due, &self.xds) {
+            self.saved = Some(Instant::now());
             let path = self.config.state_dir.join(SNAPSHOT_FILE);
             if let Err(e) = write_private(&path, &xds.snapshot().encode_to_vec()) {
                 tracing::warn!(error = %chain(&e), "control: the state could not be kept");

@@ -88,8 +88,7 @@ fn a_supervisor_comes_and_goes_unnoticed() {
     lab.agent(0)
         .wait_new_worker(neighbour, old, wait::PATIENCE)
         .unwrap();
-    neighbour
-        .netns
-        .run(|| crate::traffic::call(to_web).unwrap());
+    let called = neighbour.netns.run(|| crate::traffic::call(to_web));
+    called.unwrap_or_else(|e| panic!("{e}: {}", lab.log_tails()));
     lab.finish().unwrap();
 }
