@@ -24,13 +24,14 @@ pub(crate) fn busy_s() -> Result<f64> {
     Ok(busy.sum::<f64>() / TICKS_PER_S)
 }
 
-/// Private memory of a process, in MiB.
+/// Memory that a process has written and shares with nobody, in MiB. Pages of its program
+/// are left out: how many processes share those depends on what else runs.
 pub(crate) fn private_mib(pid: i32) -> Result<f64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(Path::new(&path)).with_context(|| path.clone())?;
     let kib = text
         .lines()
-        .filter(|line| line.starts_with("Private_"))
+        .filter(|line| line.starts_with("Private_Dirty:"))
         .filter_map(|line| line.split_ascii_whitespace().nth(1)?.parse::<f64>().ok());
     Ok(kib.sum::<f64>() / 1024.0)
 }
