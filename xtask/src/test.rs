@@ -47,6 +47,12 @@ pub(crate) fn run(workspace: &Path, args: &TestArgs) -> Result<()> {
         step("deny", || deny(workspace, &mut skipped))?;
     }
     step("tests", || tests(workspace, args, &mut skipped))?;
+    if !args.unit && args.filter.is_none() {
+        step("demo", || {
+            let demo = std::env::current_exe()?;
+            exec::run(Command::new(demo).args(["demo", "--check", "--no-build"]))
+        })?;
+    }
     println!("\nall passed in {} s", started.elapsed().as_secs());
     println!("skipped: {}", skipped.len());
     for (what, why) in &skipped {
