@@ -35,6 +35,7 @@ programs! {
     HAPROXY = "haproxy" in "haproxy", "A proxy to compare with.";
     OPENSSL = "openssl" in "openssl", "TLS and certificates by hand.";
     NFT = "nft" in "nftables", "A pod's attempt to redirect its worker.";
+    IPTABLES = "iptables-restore" in "iptables", "Redirection to a ztunnel.";
     POSTGRES = "initdb" in "postgresql", "A database.";
     PSQL = "psql" in "postgresql-client", "Its client.";
     MARIADB = "mariadbd" in "mariadb-server", "A database whose server speaks first.";

@@ -24,6 +24,7 @@ pub(crate) const BENCH: &[Program] = &[
     programs::IPERF3,
     programs::WRK,
     programs::HAPROXY,
+    programs::IPTABLES,
     programs::OPENSSL,
 ];
 

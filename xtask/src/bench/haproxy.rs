@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use mesh_lab::{App, Lab, Pod};
 
-use super::{HTTP_PORT, IPERF_PORT};
+use super::{HTTP_PORT, IPERF_PORT, system};
 use crate::exec;
 
 /// Ports of the far side's TLS listeners.
@@ -22,8 +22,7 @@ pub(crate) struct Pair {
 impl Pair {
     /// Process ids of both.
     pub(crate) fn pids(&self) -> Result<Vec<i32>> {
-        let pids = self.apps.iter().map(|app| i32::try_from(app.pid()));
-        Ok(pids.collect::<Result<_, _>>()?)
+        system::pids(&self.apps)
     }
 }
 

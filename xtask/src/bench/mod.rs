@@ -6,6 +6,8 @@ mod measure;
 mod system;
 mod table;
 mod ways;
+mod zds;
+mod ztunnel;
 
 use std::fs;
 use std::path::Path;
@@ -34,6 +36,8 @@ pub(crate) struct BenchArgs {
     /// Use the binaries as they are
     #[arg(long)]
     no_build: bool,
+    #[command(flatten)]
+    ztunnel: ztunnel::ZtunnelArgs,
 }
 
 /// What nginx answers: 64 bytes.
@@ -47,22 +51,33 @@ const HTTP_PORT: u16 = 8080;
 const IPERF_PORT: u16 = 5201;
 
 pub(crate) fn run(workspace: &Path, args: &BenchArgs) -> Result<()> {
+    let ztunnel = args.ztunnel.find()?;
     programs::install(setup::BENCH)?;
     if !args.no_build {
         build::run(workspace)?;
     }
-    let lab = Lab::with_mesh(plan()).context("setting up")?;
+    let others = ztunnel.as_ref().map(|_| ztunnel::NAMESPACE);
+    let namespaces: Vec<&str> = ["plain", "proxied"].into_iter().chain(others).collect();
+    let lab = Lab::with_mesh(plan(&namespaces)).context("setting up")?;
     let table = {
         let mut apps = Vec::new();
-        for key in ["plain/server", "proxied/server", "mesh/server"] {
-            let pod = lab.pod(key);
+        for pod in lab.pods().filter(|pod| pod.name() == "server") {
             apps.push(servers::quiet_nginx(pod, &[HTTP_PORT], BODY)?);
             apps.push(servers::iperf3(pod)?);
         }
         let pair = haproxy::start(&lab).context("starting the haproxy pair")?;
-        measure_all(&ways::all(&lab, &pair), args).with_context(|| lab.log_tails())?
+        let ztunnels = ztunnel
+            .as_ref()
+            .map(|z| ztunnel::start(&lab, z))
+            .transpose();
+        let ztunnels = ztunnels.context("starting the ztunnel pair")?;
+        measure_all(&ways::all(&lab, &pair, ztunnels.as_ref()), args)
+            .with_context(|| lab.log_tails())?
     };
     println!("{}", table.text(args.reps, args.seconds));
+    if ztunnel.is_none() {
+        println!("\n{}", ztunnel::ABSENT);
+    }
     let json = workspace.join("target/bench.json");
     fs::write(&json, table.json(args.reps, args.seconds))
         .with_context(|| format!("writing {}", json.display()))?;
@@ -95,14 +110,15 @@ fn measure_all(ways: &[Way<'_>], args: &BenchArgs) -> Result<Table> {
     Ok(table)
 }
 
-fn plan() -> Plan {
-    let plan = Plan::nodes(2).namespace("plain").namespace("proxied");
-    ["plain", "proxied", "mesh"]
-        .into_iter()
-        .fold(plan.enrolled("mesh"), |plan, namespace| {
-            plan.pod(PodSpec::new(namespace, "client"))
-                .pod(PodSpec::new(namespace, "server").node(1))
-        })
+/// A client and a server in each namespace, on different nodes; only the mesh's are enrolled.
+fn plan(others: &[&str]) -> Plan {
+    let plan = Plan::nodes(2).enrolled("mesh");
+    let plan = others.iter().fold(plan, |plan, name| plan.namespace(name));
+    let all = others.iter().chain(&["mesh"]);
+    all.fold(plan, |plan, namespace| {
+        plan.pod(PodSpec::new(namespace, "client"))
+            .pod(PodSpec::new(namespace, "server").node(1))
+    })
 }
 
 /// Private memory of the largest of the processes that carry the traffic.

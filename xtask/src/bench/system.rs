@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use mesh_lab::App;
 
 /// Ticks a second of `/proc/stat` and `/proc/<pid>/stat` (`USER_HZ`).
 const TICKS_PER_S: f64 = 100.0;
@@ -22,6 +23,12 @@ pub(crate) fn busy_s() -> Result<f64> {
     // user nice system idle iowait irq softirq steal; guest time is in user.
     let busy = [0, 1, 2, 5, 6].iter().filter_map(|i| ticks.get(*i));
     Ok(busy.sum::<f64>() / TICKS_PER_S)
+}
+
+/// The process ids of apps.
+pub(crate) fn pids(apps: &[App]) -> Result<Vec<i32>> {
+    let pids = apps.iter().map(|app| i32::try_from(app.pid()));
+    Ok(pids.collect::<Result<_, _>>()?)
 }
 
 /// Memory that a process has written and shares with nobody, in MiB. Pages of its program

@@ -5,8 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use anyhow::Result;
 use mesh_lab::{Lab, Pod};
 
-use super::haproxy::Pair;
-use super::{HTTP_PORT, IPERF_PORT, MESH};
+use super::{HTTP_PORT, IPERF_PORT, MESH, haproxy, ztunnel};
 
 /// One way.
 pub(crate) struct Way<'a> {
@@ -20,8 +19,13 @@ pub(crate) struct Way<'a> {
     pub(crate) proxies: Box<dyn Fn() -> Result<Vec<i32>> + 'a>,
 }
 
-/// Plain TCP, a pair of haproxies with mutual TLS, and the mesh.
-pub(crate) fn all<'a>(lab: &'a Lab, pair: &'a Pair) -> Vec<Way<'a>> {
+/// Plain TCP, a pair of haproxies with mutual TLS, a pair of ztunnels if there is one, and
+/// the mesh.
+pub(crate) fn all<'a>(
+    lab: &'a Lab,
+    haproxies: &'a haproxy::Pair,
+    ztunnels: Option<&'a ztunnel::Pair>,
+) -> Vec<Way<'a>> {
     let way = |name, namespace: &str| {
         let server = lab.pod(&format!("{namespace}/server"));
         Way {
@@ -37,9 +41,13 @@ pub(crate) fn all<'a>(lab: &'a Lab, pair: &'a Pair) -> Vec<Way<'a>> {
     let proxied = Way {
         http: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), HTTP_PORT),
         iperf: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), IPERF_PORT),
-        proxies: Box::new(|| pair.pids()),
+        proxies: Box::new(|| haproxies.pids()),
         ..way("haproxy mTLS", "proxied")
     };
+    let ztunnel = ztunnels.map(|pair| Way {
+        proxies: Box::new(|| pair.pids()),
+        ..way("ztunnel", ztunnel::NAMESPACE)
+    });
     let mesh = way(MESH, "mesh");
     let mesh = Way {
         proxies: Box::new(|| {
@@ -50,5 +58,6 @@ pub(crate) fn all<'a>(lab: &'a Lab, pair: &'a Pair) -> Vec<Way<'a>> {
         }),
         ..mesh
     };
-    vec![plain, proxied, mesh]
+    let ways = [Some(plain), Some(proxied), ztunnel, Some(mesh)];
+    ways.into_iter().flatten().collect()
 }
