@@ -31,14 +31,15 @@ pub(crate) fn pids(apps: &[App]) -> Result<Vec<i32>> {
     Ok(pids.collect::<Result<_, _>>()?)
 }
 
-/// Memory that a process has written and shares with nobody, in MiB. Pages of its program
-/// are left out: how many processes share those depends on what else runs.
+/// Memory that a process has written and shares with nobody, in MiB: its anonymous pages.
+/// `Private_Dirty` won't do: a worker's program is a memfd, whose pages count as dirty, and as
+/// private where one worker runs on a node, though all workers of a node share them.
 pub(crate) fn private_mib(pid: i32) -> Result<f64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(Path::new(&path)).with_context(|| path.clone())?;
     let kib = text
         .lines()
-        .filter(|line| line.starts_with("Private_Dirty:"))
+        .filter(|line| line.starts_with("Anonymous:"))
         .filter_map(|line| line.split_ascii_whitespace().nth(1)?.parse::<f64>().ok());
     Ok(kib.sum::<f64>() / 1024.0)
 }
