@@ -28,7 +28,7 @@ use abi::{Abi, Maps};
 use bpf::Target;
 pub use error::{CaptureError, Result};
 pub use events::Events;
-pub use netns::netns_cookie;
+pub use netns::{netns_cookie, socket_netns_cookie};
 use object::{ATTACHED_ONCE, Loader, Place, Updated};
 use pins::Pins;
 pub use reason::{from_number, reason};

@@ -25,12 +25,20 @@ pub fn netns_cookie(netns: BorrowedFd<'_>) -> Result<u64> {
 fn cookie_inside(netns: BorrowedFd<'_>) -> io::Result<u64> {
     setns(netns, CloneFlags::CLONE_NEWNET)?;
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    socket_netns_cookie(socket.as_fd())
+}
+
+/// Cookie of the network namespace that a socket belongs to, wherever the caller is.
+///
+/// # Errors
+/// Whatever `getsockopt(SO_NETNS_COOKIE)` gives, for what is no socket for example.
+pub fn socket_netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = 0u64;
     let mut len = libc::socklen_t::try_from(size_of::<u64>()).expect("8 fits");
     // SAFETY: `cookie` and `len` outlive the call, and `len` says how large `cookie` is.
     let status = unsafe {
         libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
+            socket.as_raw_fd(),
             libc::SOL_SOCKET,
             libc::SO_NETNS_COOKIE,
             (&raw mut cookie).cast(),

@@ -12,6 +12,7 @@ use nix::sys::socket::{
 };
 
 use super::csr::Svid;
+use crate::capture::socket_netns_cookie;
 
 /// What a worker leaves to the next.
 #[derive(Debug, Default)]
@@ -122,30 +123,11 @@ fn check_listener(
     if !listens || address.family() != Some(family) || bound != Some(port) {
         return Err(format!("no listener on port {port} ({family:?})"));
     }
-    let cookie = netns_cookie_of(fd).map_err(|e| format!("without a namespace: {e}"))?;
+    let cookie = socket_netns_cookie(fd).map_err(|e| format!("without a namespace: {e}"))?;
     if cookie != netns_cookie {
         return Err("of another network namespace".to_owned());
     }
     Ok(())
-}
-
-fn netns_cookie_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut cookie = 0u64;
-    let mut len: libc::socklen_t = 8;
-    // SAFETY: `cookie` and `len` outlive the call, and `len` says how large `cookie` is.
-    let status = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut len,
-        )
-    };
-    if status != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(cookie)
 }
 
 #[cfg(test)]
@@ -156,7 +138,7 @@ mod tests {
     fn listener(port: u16) -> (OwnedFd, u64) {
         let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
         let fd = OwnedFd::from(listener);
-        let cookie = netns_cookie_of(fd.as_fd()).unwrap();
+        let cookie = socket_netns_cookie(fd.as_fd()).unwrap();
         (fd, cookie)
     }
 
