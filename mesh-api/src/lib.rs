@@ -19,6 +19,11 @@ pub mod ca {
 pub mod node {
     tonic::include_proto!("nodemesh.node.v1");
 }
+/// Policy.
+#[allow(missing_docs, unused_qualifications, clippy::all)]
+pub mod policy {
+    tonic::include_proto!("nodemesh.policy.v1");
+}
 /// Supervisor and worker.
 #[allow(missing_docs, unused_qualifications, clippy::all)]
 pub mod worker {
@@ -33,6 +38,9 @@ pub mod workload {
 /// Type URL of [`workload::Address`] in delta xDS.
 pub const ADDRESS_TYPE_URL: &str = "type.googleapis.com/istio.workload.Address";
 
+/// Type URL of [`policy::Policy`] in delta xDS.
+pub const POLICY_TYPE_URL: &str = "type.googleapis.com/nodemesh.policy.v1.Policy";
+
 /// Version of the supervisor↔worker protocol. Either end refuses another major version
 /// and names both.
-pub const WORKER_PROTOCOL_VERSION: u32 = 1;
+pub const WORKER_PROTOCOL_VERSION: u32 = 2;

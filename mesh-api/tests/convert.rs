@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use mesh_api::convert::{Entry, workload_from_wire, workload_to_wire};
 use mesh_api::workload as wire;
 use mesh_core::identity::{Identity, TrustDomain};
-use mesh_core::model::{Service, Workload};
+use mesh_core::model::{Enrolment, Service, Workload};
 use proptest::prelude::*;
 
 fn own() -> TrustDomain {
@@ -33,7 +33,7 @@ fn a_workload_without_trust_domain_and_account_has_the_meshs_defaults() {
     let workload = workload_from_wire(&entry, &own()).unwrap();
     let identity = "spiffe://cluster.local/ns/shop/sa/default";
     assert_eq!(workload.identity.to_string(), identity);
-    assert!(workload.hbone);
+    assert_eq!(workload.enrolment, Enrolment::Enforce);
 }
 
 #[test]
@@ -150,7 +150,11 @@ fn workload() -> impl Strategy<Value = Workload> {
             "[a-z0-9.]{1,9}",
         ),
         prop::collection::vec(address(), 0..4),
-        any::<bool>(),
+        prop_oneof![
+            Just(Enrolment::None),
+            Just(Enrolment::Audit),
+            Just(Enrolment::Enforce)
+        ],
         prop::collection::btree_map(
             key(),
             prop::collection::btree_map(1u16.., 1u16.., 0..4),
@@ -158,14 +162,16 @@ fn workload() -> impl Strategy<Value = Workload> {
         ),
     )
         .prop_map(
-            |((node, namespace, account, domain), addresses, hbone, services)| Workload {
-                uid: format!("Kubernetes//v1/Pod/{namespace}/{node}").into(),
-                name: node.clone(),
-                identity: Identity::new(domain.parse().unwrap(), &namespace, &account).unwrap(),
-                node,
-                addresses,
-                hbone,
-                services,
+            |((node, namespace, account, domain), addresses, enrolment, services)| {
+                let identity = Identity::new(domain.parse().unwrap(), &namespace, &account);
+                let uid = format!("Kubernetes//v1/Pod/{namespace}/{node}");
+                Workload {
+                    node: node.clone(),
+                    addresses,
+                    enrolment,
+                    services,
+                    ..Workload::new(uid, node, identity.unwrap())
+                }
             },
         )
 }
@@ -188,7 +194,7 @@ proptest! {
         ports in prop::collection::btree_set(1u16.., 0..5),
     ) {
         let namespace = key.split_once('/').unwrap().0.to_owned();
-        let service = Service { key, name: "svc".into(), namespace, addresses, ports };
+        let service = Service { key, name: "svc".into(), namespace, addresses, ports, traffic: Default::default() };
         let sent = wire::Address {
             r#type: Some(wire::address::Type::Service((&service).into())),
         };

@@ -106,7 +106,7 @@ async fn a_wildcard_gets_everything_as_the_manifests_say_it() {
         panic!("a workload")
     };
     assert_eq!(cart.identity.to_string(), support::CART);
-    assert_eq!((cart.node.as_str(), cart.hbone), ("node-a", true));
+    assert_eq!((cart.node.as_str(), cart.enrolled()), ("node-a", true));
     assert_eq!(
         cart.addresses,
         [
@@ -119,7 +119,7 @@ async fn a_wildcard_gets_everything_as_the_manifests_say_it() {
         panic!("a workload")
     };
     assert_eq!(
-        (old.identity.service_account(), old.hbone),
+        (old.identity.service_account(), old.enrolled()),
         ("default", false)
     );
     let Entry::Service(service) = entry(&all, CART_SERVICE) else {

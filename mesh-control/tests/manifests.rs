@@ -286,7 +286,7 @@ fn the_mesh_is_what_the_manifests_describe() {
     let mesh = loaded.mesh;
     let shown: Vec<_> = mesh
         .workloads()
-        .map(|w| format!("{} {} {} {}", w.uid, w.identity, w.node, w.hbone))
+        .map(|w| format!("{} {} {} {}", w.uid, w.identity, w.node, w.enrolled()))
         .collect();
     assert_eq!(
         shown,

@@ -32,14 +32,10 @@ fn directory(pods: &[Option<u8>]) -> Directory {
     let mut mesh = Mesh::default();
     for (n, mark) in pods.iter().enumerate() {
         let Some(mark) = mark else { continue };
+        let identity = Identity::new("td".parse().unwrap(), "ns", "sa").unwrap();
         mesh.insert_workload(Workload {
-            uid: uid(n).into(),
-            name: format!("p{n}"),
-            identity: Identity::new("td".parse().unwrap(), "ns", "sa").unwrap(),
             node: format!("node-{mark}"),
-            addresses: vec![],
-            hbone: true,
-            services: BTreeMap::new(),
+            ..Workload::new(uid(n), format!("p{n}"), identity)
         });
     }
     Directory::new(mesh)
@@ -173,14 +169,11 @@ proptest! {
 fn large_states_are_cut_into_responses_that_clients_take() {
     let mut mesh = Mesh::default();
     for n in 0..20_000 {
+        let identity = Identity::new("td".parse().unwrap(), "namespace", "account").unwrap();
+        let uid = format!("Kubernetes//v1/Pod/namespace/{n}-{}", "x".repeat(100));
         mesh.insert_workload(Workload {
-            uid: format!("Kubernetes//v1/Pod/namespace/{n}-{}", "x".repeat(100)).into(),
-            name: format!("{n}"),
-            identity: Identity::new("td".parse().unwrap(), "namespace", "account").unwrap(),
             node: "node".to_owned(),
-            addresses: vec![],
-            hbone: true,
-            services: BTreeMap::new(),
+            ..Workload::new(uid, format!("{n}"), identity)
         });
     }
     let directory = Directory::new(mesh);

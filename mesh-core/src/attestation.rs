@@ -67,7 +67,7 @@ pub fn attest<'a>(
         });
     };
     bound
-        .find(|w| w.hbone)
+        .find(|w| w.enrolled())
         .ok_or_else(|| AttestationRefusal::NotEnrolled {
             identity: identity_asked(),
             node: name(),

@@ -6,5 +6,7 @@ pub mod attestation;
 pub mod certificate;
 pub mod identity;
 pub mod model;
+pub mod policy;
 pub mod reason;
 pub mod sharing;
+pub mod traffic;

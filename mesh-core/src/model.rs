@@ -6,11 +6,45 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::identity::Identity;
+use crate::policy::{AuthenticationPolicy, AuthorizationPolicy, Labels, PolicyKey};
+use crate::traffic::Traffic;
 
 /// Unique id of a workload in all of the mesh: `<cluster>//v1/Pod/<namespace>/<name>`.
 pub type WorkloadUid = Arc<str>;
 /// `<namespace>/<hostname>` of a service.
 pub type ServiceKey = Arc<str>;
+
+/// How far a pod is in the mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Enrolment {
+    /// Not at all: it is not captured, and takes no HBONE.
+    #[default]
+    None,
+    /// Captured, encrypted between members, all policy evaluated; what would be refused passes,
+    /// counted and logged.
+    Audit,
+    /// Captured, and policy is enforced.
+    Enforce,
+}
+
+/// Whether an endpoint takes connections, as its own node found out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Health {
+    /// It does, or nobody has asked.
+    #[default]
+    Healthy,
+    /// An active health check fails.
+    Unhealthy,
+}
+
+/// Where a node stands; empty where it is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Locality {
+    /// `topology.kubernetes.io/region` of the node.
+    pub region: String,
+    /// `topology.kubernetes.io/zone` of the node.
+    pub zone: String,
+}
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +59,42 @@ pub struct Workload {
     pub node: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// Enrolled: it takes HBONE, and nothing else.
-    pub hbone: bool,
-    /// Its ports for each service that selects it: service port → target port.
+    /// How far it is in the mesh.
+    pub enrolment: Enrolment,
+    /// Its labels, as the orchestrator has them.
+    pub labels: Labels,
+    /// What its node's health checks say.
+    pub health: Health,
+    /// Where its node stands.
+    pub locality: Locality,
+    /// Its ports for each service that selects it: service port → target port. A pod that is
+    /// being deleted has none: it gets no new connections through services.
     pub services: BTreeMap<ServiceKey, BTreeMap<u16, u16>>,
+}
+
+impl Workload {
+    /// A workload with nothing but its names: on no node, without addresses, not enrolled.
+    #[must_use]
+    pub fn new(uid: impl Into<WorkloadUid>, name: impl Into<String>, identity: Identity) -> Self {
+        Self {
+            uid: uid.into(),
+            name: name.into(),
+            identity,
+            node: String::new(),
+            addresses: Vec::new(),
+            enrolment: Enrolment::None,
+            labels: Labels::new(),
+            health: Health::Healthy,
+            locality: Locality::default(),
+            services: BTreeMap::new(),
+        }
+    }
+
+    /// Whether it is captured and takes HBONE.
+    #[must_use]
+    pub fn enrolled(&self) -> bool {
+        self.enrolment != Enrolment::None
+    }
 }
 
 /// A service: virtual addresses in front of workloads.
@@ -44,6 +110,8 @@ pub struct Service {
     pub addresses: Vec<IpAddr>,
     /// Service ports.
     pub ports: BTreeSet<u16>,
+    /// How its endpoints are chosen and watched.
+    pub traffic: Traffic,
 }
 
 /// Where one destination leads.
@@ -75,6 +143,8 @@ pub struct Mesh {
     services: BTreeMap<ServiceKey, Arc<Service>>,
     by_address: HashMap<IpAddr, AddressOwner>,
     by_service: BTreeMap<ServiceKey, BTreeSet<WorkloadUid>>,
+    authorizations: BTreeMap<PolicyKey, Arc<AuthorizationPolicy>>,
+    authentications: BTreeMap<PolicyKey, Arc<AuthenticationPolicy>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,6 +218,57 @@ impl Mesh {
         let old = self.services.remove(key)?;
         self.release_addresses(&old.addresses, &AddressOwner::Service(old.key.clone()));
         Some(old)
+    }
+
+    /// Puts in or replaces an authorization policy. Returns whether anything changed.
+    pub fn insert_authorization(&mut self, policy: AuthorizationPolicy) -> bool {
+        let old = self.authorizations.get(&policy.key);
+        let news = old.is_none_or(|old| **old != policy);
+        if news {
+            self.authorizations
+                .insert(policy.key.clone(), Arc::new(policy));
+        }
+        news
+    }
+
+    /// Takes out an authorization policy.
+    pub fn remove_authorization(&mut self, key: &str) -> Option<Arc<AuthorizationPolicy>> {
+        self.authorizations.remove(key)
+    }
+
+    /// Puts in or replaces an authentication scope. Returns whether anything changed.
+    pub fn insert_authentication(&mut self, policy: AuthenticationPolicy) -> bool {
+        let old = self.authentications.get(&policy.key);
+        let news = old.is_none_or(|old| **old != policy);
+        if news {
+            self.authentications
+                .insert(policy.key.clone(), Arc::new(policy));
+        }
+        news
+    }
+
+    /// Takes out an authentication scope.
+    pub fn remove_authentication(&mut self, key: &str) -> Option<Arc<AuthenticationPolicy>> {
+        self.authentications.remove(key)
+    }
+
+    /// All authorization policies, by key.
+    pub fn authorizations(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        self.authorizations.values()
+    }
+
+    /// All authentication scopes, by key.
+    pub fn authentications(&self) -> impl Iterator<Item = &Arc<AuthenticationPolicy>> {
+        self.authentications.values()
+    }
+
+    /// The service that owns this address.
+    #[must_use]
+    pub fn service_at(&self, address: IpAddr) -> Option<&Arc<Service>> {
+        match self.by_address.get(&address)? {
+            AddressOwner::Workload(_) => None,
+            AddressOwner::Service(key) => self.services.get(key),
+        }
     }
 
     /// An address that has meanwhile gone to another owner stays with that owner.

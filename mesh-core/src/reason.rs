@@ -88,6 +88,24 @@ reasons! {
     /// The destination is known, but not enrolled.
     DestinationNotEnrolled = "destination_not_enrolled",
         "the destination is a pod outside the mesh; enrol it (label its namespace)";
+    /// A DENY policy matches.
+    PolicyDenied = "policy_denied",
+        "a DENY policy matches this flow; the log line names it";
+    /// No ALLOW policy matches.
+    PolicyNoRule = "policy_no_rule",
+        "no ALLOW policy matches this flow, and what no policy allows is refused: add a rule for this peer and port";
+    /// The worker has not got its policy yet.
+    PolicyMissing = "policy_missing",
+        "the pod's worker has no policy yet; the agent has not reached control since it started";
+    /// Policy asks for a peer's labels or services, and they could not be had.
+    SourceUnresolved = "source_unresolved",
+        "policy asks for labels or services of the caller, and the agent's supervisor did not tell them in time";
+    /// The destination's worker refused the flow by its policy.
+    PeerPolicy = "peer_policy",
+        "the destination's worker refused the flow by its own, inbound policy; see its log";
+    /// UDP that no policy names.
+    UdpNotAllowed = "udp_not_allowed",
+        "no policy allows this UDP; DNS to the cluster's resolvers is open, all else must be named by address block and port";
     /// A service without endpoints, or without that port.
     NoEndpoint = "no_endpoint",
         "the service has no endpoint for this port";

@@ -2,7 +2,7 @@
 
 use mesh_core::attestation::{AttestationRefusal, attest};
 use mesh_core::identity::{Identity, NodeIdentity, TrustDomain};
-use mesh_core::model::{Mesh, Workload};
+use mesh_core::model::{Enrolment, Mesh, Workload};
 use proptest::prelude::*;
 
 fn domain() -> TrustDomain {
@@ -17,15 +17,16 @@ fn node(name: &str) -> NodeIdentity {
     NodeIdentity::new(domain(), name).unwrap()
 }
 
-fn pod(n: usize, account: &str, node: &str, hbone: bool) -> Workload {
+fn pod(n: usize, account: &str, node: &str, enrolled: bool) -> Workload {
+    let uid = format!("Kubernetes//v1/Pod/shop/p{n}");
     Workload {
-        uid: format!("Kubernetes//v1/Pod/shop/p{n}").into(),
-        name: format!("p{n}"),
-        identity: identity(account),
         node: node.to_owned(),
-        addresses: vec![],
-        hbone,
-        services: Default::default(),
+        enrolment: if enrolled {
+            Enrolment::Enforce
+        } else {
+            Enrolment::None
+        },
+        ..Workload::new(uid, format!("p{n}"), identity(account))
     }
 }
 

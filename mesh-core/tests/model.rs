@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use mesh_core::identity::Identity;
-use mesh_core::model::{Mesh, Resolution, Service, Workload};
+use mesh_core::model::{Enrolment, Mesh, Resolution, Service, Workload};
 use mesh_core::sharing::shared_identities;
 use proptest::prelude::*;
 
@@ -57,17 +57,23 @@ fn workload() -> impl Strategy<Value = Workload> {
         ),
         0usize..2,
     )
-        .prop_map(|(n, picked, hbone, services, account)| Workload {
-            uid: format!("c//v1/Pod/ns/w{n}").into(),
-            name: format!("w{n}"),
-            identity: Identity::new("td".parse().unwrap(), "ns", &format!("a{account}")).unwrap(),
-            node: "node".to_owned(),
-            addresses: addresses(n, &picked),
-            hbone,
-            services: services
-                .into_iter()
-                .map(|(n, ports)| (key(n).into(), ports))
-                .collect(),
+        .prop_map(|(n, picked, enrolled, services, account)| {
+            let identity = Identity::new("td".parse().unwrap(), "ns", &format!("a{account}"));
+            let uid = format!("c//v1/Pod/ns/w{n}");
+            Workload {
+                node: "node".to_owned(),
+                addresses: addresses(n, &picked),
+                enrolment: if enrolled {
+                    Enrolment::Enforce
+                } else {
+                    Enrolment::None
+                },
+                services: services
+                    .into_iter()
+                    .map(|(n, ports)| (key(n).into(), ports))
+                    .collect(),
+                ..Workload::new(uid, format!("w{n}"), identity.unwrap())
+            }
         })
 }
 
@@ -83,6 +89,7 @@ fn service() -> impl Strategy<Value = Service> {
             namespace: "ns".to_owned(),
             addresses: addresses(n + 100, &picked),
             ports,
+            traffic: Default::default(),
         })
 }
 

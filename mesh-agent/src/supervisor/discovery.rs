@@ -68,6 +68,7 @@ impl Discovery {
             address: address_to_bytes(&address),
             known: workload.is_some(),
             identity: workload.map_or_else(String::new, |w| w.identity.to_string()),
+            ..SourceInfo::default()
         })
     }
 }
@@ -84,10 +85,11 @@ fn answer(mesh: &Mesh, address: IpAddr, port: u16) -> Destination {
         .map(|endpoint| Endpoint {
             address: address_to_bytes(&endpoint.address),
             port: u32::from(endpoint.port),
-            hbone: endpoint.workload.hbone,
+            hbone: endpoint.workload.enrolled(),
             identity: endpoint.workload.identity.to_string(),
             workload_uid: endpoint.workload.uid.to_string(),
             workload_name: endpoint.workload.name.clone(),
+            ..Endpoint::default()
         })
         .collect();
     let negative = !endpoints.iter().any(|e| e.hbone);
@@ -98,6 +100,7 @@ fn answer(mesh: &Mesh, address: IpAddr, port: u16) -> Destination {
         known,
         service,
         ttl_ms: if negative { NEGATIVE_TTL_MS } else { 0 },
+        traffic: None,
     }
 }
 
@@ -105,17 +108,14 @@ fn answer(mesh: &Mesh, address: IpAddr, port: u16) -> Destination {
 mod tests {
     use super::*;
     use mesh_core::identity::Identity;
-    use mesh_core::model::Workload;
+    use mesh_core::model::{Enrolment, Workload};
 
-    fn workload(hbone: bool) -> Workload {
+    fn workload(enrolment: Enrolment) -> Workload {
+        let identity = Identity::new("cluster.local".parse().unwrap(), "shop", "cart").unwrap();
         Workload {
-            uid: "Kubernetes//v1/Pod/shop/cart".into(),
-            name: "cart".to_owned(),
-            identity: Identity::new("cluster.local".parse().unwrap(), "shop", "cart").unwrap(),
-            node: "a".to_owned(),
             addresses: vec!["10.0.0.2".parse().unwrap()],
-            hbone,
-            services: Default::default(),
+            enrolment,
+            ..Workload::new("Kubernetes//v1/Pod/shop/cart", "cart", identity)
         }
     }
 
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn an_answer_names_the_identity_to_insist_on() {
         let discovery = Discovery::default();
-        discovery.update(|mesh| assert!(mesh.insert_workload(workload(true))));
+        discovery.update(|mesh| assert!(mesh.insert_workload(workload(Enrolment::Enforce))));
         let found = discovery
             .destination("10.0.0.2".parse().unwrap(), 80)
             .unwrap();
@@ -141,7 +141,7 @@ mod tests {
             found.endpoints[0].identity,
             "spiffe://cluster.local/ns/shop/sa/cart"
         );
-        discovery.update(|mesh| assert!(mesh.insert_workload(workload(false))));
+        discovery.update(|mesh| assert!(mesh.insert_workload(workload(Enrolment::None))));
         let found = discovery
             .destination("10.0.0.2".parse().unwrap(), 80)
             .unwrap();

@@ -124,7 +124,7 @@ impl Budget {
 mod tests {
     use super::*;
     use mesh_core::identity::Identity;
-    use mesh_core::model::Workload;
+    use mesh_core::model::{Enrolment, Workload};
 
     fn question(last: u8, port: u32) -> ResolveDestination {
         ResolveDestination {
@@ -137,13 +137,9 @@ mod tests {
         let identity = Identity::new("cluster.local".parse().unwrap(), "shop", "cart").unwrap();
         discovery.update(|mesh| {
             mesh.insert_workload(Workload {
-                uid: format!("u{last}").into(),
-                name: "cart".to_owned(),
-                identity,
-                node: "a".to_owned(),
                 addresses: vec![[10, 0, 0, last].into()],
-                hbone: true,
-                services: Default::default(),
+                enrolment: Enrolment::Enforce,
+                ..Workload::new(format!("u{last}"), "cart", identity)
             });
         });
     }

@@ -42,7 +42,7 @@ pub(super) fn desire(mesh: Option<&Mesh>, node: &str, cluster: &str, key: &PodKe
     match mesh.workload(&key.workload_uid(cluster)) {
         None => Desire::Unknown,
         Some(workload) if workload.node != node => Desire::Elsewhere(workload.node.clone()),
-        Some(workload) if !workload.hbone => Desire::NotInMesh,
+        Some(workload) if !workload.enrolled() => Desire::NotInMesh,
         Some(workload) if workload.addresses.is_empty() => Desire::NoAddress,
         Some(workload) => Desire::Enrol(Goal::from(&**workload)),
     }
@@ -90,21 +90,19 @@ pub(super) fn standing(desire: &Desire, node: &str) -> (PodState, String) {
 mod tests {
     use super::*;
     use mesh_core::identity::Identity;
-    use mesh_core::model::Workload;
+    use mesh_core::model::{Enrolment, Workload};
 
     fn key() -> PodKey {
         PodKey::new("shop", "cart").unwrap()
     }
 
     fn mesh(change: impl FnOnce(&mut Workload)) -> Mesh {
+        let identity = Identity::new("cluster.local".parse().unwrap(), "shop", "cart").unwrap();
         let mut workload = Workload {
-            uid: "Kubernetes//v1/Pod/shop/cart".into(),
-            name: "cart".to_owned(),
-            identity: Identity::new("cluster.local".parse().unwrap(), "shop", "cart").unwrap(),
             node: "a".to_owned(),
             addresses: vec!["10.0.0.2".parse().unwrap()],
-            hbone: true,
-            services: Default::default(),
+            enrolment: Enrolment::Enforce,
+            ..Workload::new("Kubernetes//v1/Pod/shop/cart", "cart", identity)
         };
         change(&mut workload);
         let mut mesh = Mesh::default();
@@ -128,7 +126,7 @@ mod tests {
         assert_eq!(step(None, &desired(|_| {})), Step::Start(goal()));
         assert_eq!(step(Some(&goal()), &desired(|_| {})), Step::Keep);
         for leaving in [
-            desired(|w| w.hbone = false),
+            desired(|w| w.enrolment = Enrolment::None),
             desired(|w| w.node = "b".to_owned()),
             desire(Some(&Mesh::default()), "a", "Kubernetes", &key()),
         ] {

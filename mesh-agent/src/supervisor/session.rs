@@ -11,8 +11,8 @@ use mesh_api::WORKER_PROTOCOL_VERSION;
 use mesh_api::worker::to_supervisor::Message as FromWorker;
 use mesh_api::worker::to_worker::Message as ForWorker;
 use mesh_api::worker::{
-    Certificate, CertificateRefused, Counter, Drain, MetricsRequest, Resync, Start, ToWorker,
-    TrustBundle,
+    Certificate, CertificateRefused, Change, Changes, Counter, Drain, MetricsRequest, Resync,
+    Start, ToWorker, TrustBundle, change,
 };
 use nix::sys::signal::Signal;
 use tokio::io::Interest;
@@ -48,6 +48,12 @@ pub(super) enum SessionEnd {
     Leave(Duration),
     /// The supervisor is going away; the worker stays.
     Detached,
+}
+
+fn of(change: change::Change) -> Change {
+    Change {
+        change: Some(change),
+    }
 }
 
 type Outbox = VecDeque<(ToWorker, Vec<OwnedFd>)>;
@@ -131,6 +137,15 @@ impl<'a> Session<'a> {
             },
             Vec::new(),
         ));
+    }
+
+    /// What takes effect in the worker at once.
+    fn tell(&mut self, changes: Vec<Change>) {
+        let changes = Changes {
+            changes,
+            more: false,
+        };
+        self.post(ForWorker::Changes(changes));
     }
 
     /// First words to a worker that was just started.
@@ -270,14 +285,14 @@ impl<'a> Session<'a> {
             FromWorker::ResolveDestination(question) => {
                 let discovery = &self.task.shared.discovery;
                 if let Some(answer) = self.lookups.ask(discovery, &question)? {
-                    self.post(ForWorker::Destination(answer));
+                    self.tell(vec![of(change::Change::Destination(answer))]);
                 }
             }
             FromWorker::ResolveSource(question) => {
                 let address = mesh_api::convert::address_from_bytes(&question.address, "address");
                 let address = address.map_err(|e| e.to_string())?;
                 if let Some(answer) = self.task.shared.discovery.source(address) {
-                    self.post(ForWorker::Source(answer));
+                    self.tell(vec![of(change::Change::Source(answer))]);
                 }
             }
             FromWorker::Refusal(refusal) => {
@@ -297,7 +312,7 @@ impl<'a> Session<'a> {
                     let _ = reply.send(self.task.counters.totals());
                 }
             }
-            FromWorker::Drained(_) => {}
+            FromWorker::Drained(_) | FromWorker::Applied(_) | FromWorker::Health(_) => {}
             FromWorker::StartFailed(failed) => {
                 self.task.stumbled(&failed.why);
                 self.last_words = Some(failed.why);
@@ -316,8 +331,11 @@ impl<'a> Session<'a> {
     }
 
     fn discovery_changed(&mut self) {
-        for destination in self.lookups.refresh(&self.task.shared.discovery) {
-            self.post(ForWorker::Destination(destination));
+        let refreshed = self.lookups.refresh(&self.task.shared.discovery);
+        let changes = refreshed.into_iter().map(change::Change::Destination);
+        let changes: Vec<_> = changes.map(of).collect();
+        if !changes.is_empty() {
+            self.tell(changes);
         }
     }
 

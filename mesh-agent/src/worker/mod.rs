@@ -39,7 +39,7 @@ use futures_util::FutureExt as _;
 use mesh_api::WORKER_PROTOCOL_VERSION;
 use mesh_api::worker::{
     FdKind, Hello, Metrics as MetricsMessage, PrivateKey, Ready, Start, StartFailed, ToSupervisor,
-    ToWorker, to_supervisor, to_worker,
+    ToWorker, change, to_supervisor, to_worker,
 };
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
@@ -105,6 +105,7 @@ fn hello() -> to_supervisor::Message {
     to_supervisor::Message::Hello(Hello {
         protocol_version: WORKER_PROTOCOL_VERSION,
         pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }
 
@@ -248,8 +249,11 @@ impl Worker {
                 }
             }
             M::CertificateRefused(refused) => self.certifier.refused(&refused.why),
-            M::Destination(destination) => self.context.discovery.push(&destination),
-            M::Source(source) => self.context.discovery.source_info(&source),
+            M::Changes(changes) => {
+                for change in changes.changes.into_iter().filter_map(|c| c.change) {
+                    self.apply(change);
+                }
+            }
             M::MetricsRequest(request) => {
                 let metrics = MetricsMessage {
                     id: request.id,
@@ -268,6 +272,14 @@ impl Worker {
             M::Drain(_) | M::Replace(_) => {}
         }
         Ok(())
+    }
+
+    fn apply(&mut self, change: change::Change) {
+        match change {
+            change::Change::Policy(_) => {}
+            change::Change::Destination(destination) => self.context.discovery.push(&destination),
+            change::Change::Source(source) => self.context.discovery.source_info(&source),
+        }
     }
 
     fn credentials_changed(&mut self) {

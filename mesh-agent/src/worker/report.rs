@@ -72,6 +72,7 @@ impl Reports {
                 peer_identity: fault.peer.clone(),
                 detail: fault.detail.clone(),
                 suppressed: self.suppressed.get(),
+                ..Refusal::default()
             }));
         if told {
             self.suppressed.set(0);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mesh_api::node::node_service_server::NodeService;
-use mesh_api::node::{JoinRequest, NodeCertificate, RenewRequest};
+use mesh_api::node::{JoinRequest, NodeCertificate, NodeReport, RenewRequest, ReportReceipt};
 use mesh_core::identity::NodeIdentity;
 use tonic::{Request, Response, Status};
 
@@ -113,5 +113,13 @@ impl NodeService for Nodes {
         self.audit
             .record(Event::NodeRenewed, node, "node certificate", detail);
         Ok(Response::new(certificate))
+    }
+
+    async fn report(
+        &self,
+        request: Request<NodeReport>,
+    ) -> Result<Response<ReportReceipt>, Status> {
+        let _caller = self.gate.node(&request)?;
+        Ok(Response::new(ReportReceipt {}))
     }
 }

@@ -96,8 +96,7 @@ impl Mesh {
             port: at.port().into(),
             endpoints: endpoints.to_vec(),
             known: true,
-            service: String::new(),
-            ttl_ms: 0,
+            ..Destination::default()
         };
         self.directory.lock().unwrap().insert(at, destination);
     }
@@ -134,6 +133,7 @@ pub(super) fn endpoint(at: SocketAddr, identity: &str) -> Endpoint {
         identity: identity.to_owned(),
         workload_uid: format!("Kubernetes//v1/Pod/test/{}", at.ip()),
         workload_name: at.ip().to_string(),
+        ..Endpoint::default()
     }
 }
 

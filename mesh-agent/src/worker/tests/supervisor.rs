@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use mesh_api::worker::{
-    Certificate, CertificateRefused, FdKind, Refusal, SourceInfo, ToWorker, to_supervisor,
-    to_worker,
+    Certificate, CertificateRefused, Change, Changes, FdKind, Refusal, SourceInfo, ToWorker,
+    change, to_supervisor, to_worker,
 };
 use tokio::sync::mpsc;
 
@@ -107,14 +107,13 @@ fn hear(
             heard.asked.push(key);
             return mesh
                 .look_up(&question.address, question.port)
-                .map(to_worker::Message::Destination);
+                .map(|found| tell(change::Change::Destination(found)));
         }
         M::ResolveSource(question) => {
-            return Some(to_worker::Message::Source(SourceInfo {
+            return Some(tell(change::Change::Source(SourceInfo {
                 address: question.address,
-                known: false,
-                identity: String::new(),
-            }));
+                ..SourceInfo::default()
+            })));
         }
         M::Ready(ready) => heard.ready.push(ready.certificate_not_after_s),
         M::Refusal(refusal) => heard.refusals.push(refusal),
@@ -125,10 +124,21 @@ fn hear(
         }
         M::Drained(_) => heard.drained = true,
         M::StartFailed(failed) => heard.start_failed = Some(failed.why),
+        M::Applied(_) | M::Health(_) => {}
         M::TunnelOpened(opened) => {
             let parts = (opened.direction, opened.peer_identity, opened.tls);
             heard.tunnels.push(parts);
         }
     }
     None
+}
+
+/// A batch of one change.
+fn tell(change: change::Change) -> to_worker::Message {
+    to_worker::Message::Changes(Changes {
+        changes: vec![Change {
+            change: Some(change),
+        }],
+        more: false,
+    })
 }

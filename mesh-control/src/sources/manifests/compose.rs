@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_core::identity::{Identity, TrustDomain};
-use mesh_core::model::{Mesh, Service, ServiceKey, Workload};
+use mesh_core::model::{Enrolment, Health, Locality, Mesh, Service, ServiceKey, Workload};
 use mesh_core::sharing::shared_identities;
+use mesh_core::traffic::Traffic;
 
 use super::check::{DEFAULT_ACCOUNT, ended, namespace_of, pod_addresses, service_addresses};
 use super::document::{Found, Placed};
@@ -94,7 +95,13 @@ fn workload(
             .into_iter()
             .map(|(a, _)| a)
             .collect(),
-        hbone: enrolled.contains(namespace),
+        enrolment: match enrolled.contains(namespace) {
+            true => Enrolment::Enforce,
+            false => Enrolment::None,
+        },
+        labels: metadata.labels.clone(),
+        health: Health::Healthy,
+        locality: Locality::default(),
         services: services
             .map(|s| (key_of(&s.object), target_ports(&s.object, &pod.object)))
             .collect(),
@@ -111,6 +118,7 @@ fn service(object: &schema::Service) -> Service {
             .map(|(a, _)| a)
             .collect(),
         ports: tcp_ports(object).map(|port| port.port.0).collect(),
+        traffic: Traffic::default(),
     }
 }
 

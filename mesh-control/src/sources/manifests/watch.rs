@@ -109,7 +109,7 @@ fn report(loaded: &Loaded) {
         tracing::warn!(%warning, "manifests");
     }
     let workloads = loaded.mesh.workloads().count();
-    let enrolled = loaded.mesh.workloads().filter(|w| w.hbone).count();
+    let enrolled = loaded.mesh.workloads().filter(|w| w.enrolled()).count();
     let services = loaded.mesh.services().count();
     tracing::info!(workloads, enrolled, services, "manifests taken");
 }

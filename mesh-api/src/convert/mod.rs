@@ -8,9 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use mesh_core::identity::{Identity, IdentityError, TrustDomain};
-use mesh_core::model::{Service, ServiceKey, Workload};
+use mesh_core::model::{Enrolment, Health, Locality, Service, ServiceKey, Workload};
 
 use crate::workload as wire;
+
+pub mod policy;
 
 /// The network that every workload of a mesh without network names is in.
 const NETWORK: &str = "";
@@ -64,6 +66,12 @@ pub enum ConvertError {
     /// Trust domain, namespace and service account make no identity.
     #[error("trust_domain, namespace, service_account make no identity: {0}")]
     Identity(#[from] IdentityError),
+    /// A text that is no block of addresses.
+    #[error("rules.peers.cidr is {0:?}, which is no address/length")]
+    Cidr(String),
+    /// A policy for the whole mesh outside the mesh's own namespace.
+    #[error("{0:?} is for the whole mesh, which only policies of nodemesh-system can be")]
+    MeshTarget(String),
 }
 
 /// One entry of discovery in the model's terms.
@@ -116,11 +124,15 @@ pub fn workload_from_wire(
         "" => "default",
         text => text,
     };
-    wire::WorkloadStatus::try_from(workload.status).map_err(|e| unknown("status", e))?;
+    let status =
+        wire::WorkloadStatus::try_from(workload.status).map_err(|e| unknown("status", e))?;
     wire::WorkloadType::try_from(workload.workload_type)
         .map_err(|e| unknown("workload_type", e))?;
     let tunnel = wire::TunnelProtocol::try_from(workload.tunnel_protocol)
         .map_err(|e| unknown("tunnel_protocol", e))?;
+    let enrolment =
+        wire::Enrolment::try_from(workload.enrolment).map_err(|e| unknown("enrolment", e))?;
+    let locality = workload.locality.as_ref();
     Ok(Workload {
         uid: uid.into(),
         name,
@@ -131,7 +143,20 @@ pub fn workload_from_wire(
             .iter()
             .map(|bytes| address_from_bytes(bytes, "addresses"))
             .collect::<Result<_, _>>()?,
-        hbone: tunnel == wire::TunnelProtocol::Hbone,
+        enrolment: match (tunnel, enrolment) {
+            (wire::TunnelProtocol::None, _) => Enrolment::None,
+            (wire::TunnelProtocol::Hbone, wire::Enrolment::Audit) => Enrolment::Audit,
+            (wire::TunnelProtocol::Hbone, _) => Enrolment::Enforce,
+        },
+        labels: workload.labels.clone(),
+        health: match status {
+            wire::WorkloadStatus::Healthy => Health::Healthy,
+            wire::WorkloadStatus::Unhealthy => Health::Unhealthy,
+        },
+        locality: locality.map_or_else(Locality::default, |locality| Locality {
+            region: locality.region.clone(),
+            zone: locality.zone.clone(),
+        }),
         services: workload
             .services
             .iter()
@@ -168,6 +193,7 @@ impl TryFrom<&wire::Service> for Service {
                 .iter()
                 .map(|port| port_from_wire(port.service_port, "ports.service_port"))
                 .collect::<Result<BTreeSet<_>, _>>()?,
+            traffic: policy::traffic_from_wire(service.traffic.as_ref())?,
         })
     }
 }
@@ -184,7 +210,9 @@ pub fn workload_to_wire(workload: &Workload, cluster_id: &str) -> wire::Workload
             })
             .collect(),
     };
-    let tunnel = if workload.hbone {
+    let locality = &workload.locality;
+    let known = *locality != Locality::default();
+    let tunnel = if workload.enrolled() {
         wire::TunnelProtocol::Hbone
     } else {
         wire::TunnelProtocol::None
@@ -201,7 +229,23 @@ pub fn workload_to_wire(workload: &Workload, cluster_id: &str) -> wire::Workload
         canonical_name: workload.name.clone(),
         workload_type: wire::WorkloadType::Pod.into(),
         workload_name: workload.name.clone(),
-        status: wire::WorkloadStatus::Healthy.into(),
+        status: match workload.health {
+            Health::Healthy => wire::WorkloadStatus::Healthy,
+            Health::Unhealthy => wire::WorkloadStatus::Unhealthy,
+        }
+        .into(),
+        locality: known.then(|| wire::Locality {
+            region: locality.region.clone(),
+            zone: locality.zone.clone(),
+            subzone: String::new(),
+        }),
+        enrolment: match workload.enrolment {
+            Enrolment::None => wire::Enrolment::Unspecified,
+            Enrolment::Audit => wire::Enrolment::Audit,
+            Enrolment::Enforce => wire::Enrolment::Enforce,
+        }
+        .into(),
+        labels: workload.labels.clone(),
         cluster_id: cluster_id.to_owned(),
         uid: workload.uid.to_string(),
         services: workload
@@ -238,6 +282,7 @@ impl From<&Service> for wire::Service {
                 })
                 .collect(),
             subject_alt_names: Vec::new(),
+            traffic: policy::traffic_to_wire(&service.traffic),
         }
     }
 }
