@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::identity::Identity;
-use crate::policy::{AuthenticationPolicy, AuthorizationPolicy, Labels, PolicyKey};
+use crate::policy::{AuthenticationPolicy, AuthorizationPolicy, Labels, MESH_NAMESPACE, PolicyKey};
 use crate::traffic::Traffic;
 
 /// Unique id of a workload in all of the mesh: `<cluster>//v1/Pod/<namespace>/<name>`.
@@ -262,6 +263,31 @@ impl Mesh {
         self.authentications.values()
     }
 
+    /// The policies that select a workload. Those of its own namespace and of
+    /// [`MESH_NAMESPACE`] are looked at, no others.
+    #[must_use]
+    pub fn policies_for(
+        &self,
+        workload: &Workload,
+    ) -> (
+        Vec<Arc<AuthorizationPolicy>>,
+        Vec<Arc<AuthenticationPolicy>>,
+    ) {
+        let namespaces = BTreeSet::from([workload.identity.namespace(), MESH_NAMESPACE]);
+        let authorizations = namespaces
+            .iter()
+            .flat_map(|namespace| in_namespace(&self.authorizations, namespace))
+            .filter(|policy| policy.selects(workload));
+        let authentications = namespaces
+            .iter()
+            .flat_map(|namespace| in_namespace(&self.authentications, namespace))
+            .filter(|policy| policy.selects(workload));
+        (
+            authorizations.cloned().collect(),
+            authentications.cloned().collect(),
+        )
+    }
+
     /// The service that owns this address.
     #[must_use]
     pub fn service_at(&self, address: IpAddr) -> Option<&Arc<Service>> {
@@ -337,6 +363,20 @@ impl Mesh {
             }
         }
     }
+}
+
+/// Values whose keys are `<namespace>/<anything>`.
+fn in_namespace<'a, V>(
+    policies: &'a BTreeMap<PolicyKey, V>,
+    namespace: &str,
+) -> impl Iterator<Item = &'a V> {
+    // '0' is the character after '/'.
+    let (first, end) = (format!("{namespace}/"), format!("{namespace}0"));
+    let range = (
+        Bound::Included(first.as_str()),
+        Bound::Excluded(end.as_str()),
+    );
+    policies.range::<str, _>(range).map(|(_, policy)| policy)
 }
 
 fn endpoint_of(workload: &Arc<Workload>, key: &str, vip: IpAddr, port: u16) -> Option<Endpoint> {

@@ -8,7 +8,7 @@ use super::{
     PeerTerm, PolicyKey, PortTerm, Protocol, Rule, Target, has_labels,
 };
 use crate::identity::Identity;
-use crate::model::ServiceKey;
+use crate::model::{Mesh, ServiceKey, Workload};
 use crate::reason::Reason;
 
 /// Port of DNS, open to the cluster's resolvers.
@@ -72,6 +72,13 @@ impl PodPolicy {
             authentications,
             resolvers,
         }
+    }
+
+    /// Of a workload, from all the policies of the mesh.
+    #[must_use]
+    pub fn for_workload(mesh: &Mesh, workload: &Workload, resolvers: Vec<IpAddr>) -> Self {
+        let (authorizations, authentications) = mesh.policies_for(workload);
+        Self::new(authorizations, authentications, resolvers)
     }
 
     /// How inbound connections to a port of the pod are taken.

@@ -45,7 +45,7 @@ impl Target {
     pub fn selects(&self, namespace: &str, workload: &Workload) -> bool {
         let own = workload.identity.namespace() == namespace;
         match self {
-            Self::Mesh => true,
+            Self::Mesh => namespace == MESH_NAMESPACE,
             Self::Namespace => own,
             Self::Service(key) => own && workload.services.contains_key(key),
             Self::Labels(labels) => own && has_labels(&workload.labels, labels),
