@@ -106,6 +106,9 @@ reasons! {
     /// UDP that no policy names.
     UdpNotAllowed = "udp_not_allowed",
         "no policy allows this UDP; DNS to the cluster's resolvers is open, all else must be named by address block and port";
+    /// A destination outside the mesh, which policy allows, could not be reached.
+    DestinationConnect = "destination_connect",
+        "policy allows this destination in plain, but it could not be reached; is it listening, and does the network let the pod reach it?";
     /// A service without endpoints, or without that port.
     NoEndpoint = "no_endpoint",
         "the service has no endpoint for this port";

@@ -100,6 +100,22 @@ impl PodPolicy {
             .map_or(AuthenticationMode::Strict, |(.., mode)| mode)
     }
 
+    /// Whether a decision in this direction can depend on what only discovery knows of a peer:
+    /// labels and services, and of one that is no `member` of the mesh identity and namespace
+    /// too. Where it can't, nobody has to be asked who the peer is.
+    #[must_use]
+    pub fn needs_attributes(&self, direction: Direction, member: bool) -> bool {
+        let needs = |term: &PeerTerm| {
+            let unproven = !member && (term.identity.is_some() || term.namespace.is_some());
+            unproven || term.service.is_some() || !term.labels.is_empty()
+        };
+        let policies = self.authorizations.iter();
+        policies
+            .filter(|policy| policy.direction == direction)
+            .flat_map(|policy| &policy.rules)
+            .any(|rule| rule.peers.iter().any(needs))
+    }
+
     /// Decides on a flow.
     #[must_use]
     pub fn decide(&self, flow: &Flow<'_>) -> Decision<'_> {
@@ -201,4 +217,58 @@ fn is(policy: &AuthorizationPolicy, term: &PeerTerm, peer: &Peer<'_>) -> bool {
         && term.service.as_ref().is_none_or(service)
         && has_labels(peer.labels, &term.labels)
         && term.cidr.is_none_or(|cidr| cidr.contains(&peer.address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(direction: Direction, peer: PeerTerm) -> PodPolicy {
+        let authorization = AuthorizationPolicy {
+            key: "shop/p".into(),
+            target: Target::Namespace,
+            direction,
+            action: Action::Allow,
+            rules: vec![Rule {
+                peers: vec![PeerTerm::default(), peer],
+                ..Rule::default()
+            }],
+        };
+        PodPolicy::new(vec![authorization.into()], Vec::new(), Vec::new())
+    }
+
+    #[test]
+    fn attributes_are_needed_only_where_a_term_asks_for_them() {
+        let cidr = PeerTerm {
+            cidr: Some("10.0.0.0/8".parse().unwrap()),
+            ..PeerTerm::default()
+        };
+        let namespace = PeerTerm {
+            namespace: Some("shop".into()),
+            ..PeerTerm::default()
+        };
+        let service = PeerTerm {
+            service: Some("shop/web".into()),
+            ..PeerTerm::default()
+        };
+        let labels = PeerTerm {
+            labels: [("app".to_owned(), "web".to_owned())].into(),
+            ..PeerTerm::default()
+        };
+        for (term, of_members, of_others) in [
+            (cidr, false, false),
+            (namespace, false, true),
+            (service, true, true),
+            (labels, true, true),
+        ] {
+            let policy = policy(Direction::Inbound, term.clone());
+            let needs = |member| policy.needs_attributes(Direction::Inbound, member);
+            assert_eq!(
+                (needs(true), needs(false)),
+                (of_members, of_others),
+                "{term:?}"
+            );
+            assert!(!policy.needs_attributes(Direction::Outbound, false));
+        }
+    }
 }
