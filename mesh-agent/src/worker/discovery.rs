@@ -2,19 +2,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
 use mesh_api::worker::{
-    Destination as DestinationMessage, Endpoint as EndpointMessage, ResolveDestination,
-    ResolveSource, SourceInfo, to_supervisor::Message,
+    Destination as DestinationMessage, ResolveDestination, ResolveSource, SourceInfo,
+    to_supervisor::Message,
 };
-use mesh_core::identity::Identity;
 use mesh_core::reason::Reason;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
+pub(crate) use super::destination::{Destination, Endpoint, address_of, bytes_of};
 use super::fault::Fault;
 use super::metrics::{Count, Metrics};
 use super::outbox::Outbox;
@@ -31,83 +31,6 @@ const NEGATIVE_TTL: (Duration, Duration) = (Duration::from_millis(100), Duration
 /// Peers remembered, and for how long.
 const MAX_SOURCES: usize = 4096;
 const SOURCE_TTL: Duration = Duration::from_secs(60);
-
-/// One place a destination leads to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Endpoint {
-    pub(crate) address: SocketAddr,
-    pub(crate) identity: Identity,
-    pub(crate) workload_uid: Rc<str>,
-}
-
-/// What discovery says of a destination.
-#[derive(Debug)]
-pub(crate) struct Destination {
-    known: bool,
-    has_plain_endpoints: bool,
-    endpoints: Vec<Rc<Endpoint>>,
-    next: Cell<usize>,
-}
-
-impl Destination {
-    /// Endpoints that take HBONE, beginning with the one whose turn it is.
-    pub(crate) fn candidates(&self) -> Result<impl Iterator<Item = Rc<Endpoint>> + '_, Reason> {
-        if !self.known {
-            return Err(Reason::DestinationUnknown);
-        }
-        if self.endpoints.is_empty() {
-            return Err(if self.has_plain_endpoints {
-                Reason::DestinationNotEnrolled
-            } else {
-                Reason::NoEndpoint
-            });
-        }
-        let first = self.next.get() % self.endpoints.len();
-        self.next.set(first + 1);
-        let (before, from) = self.endpoints.split_at(first);
-        Ok(from.iter().chain(before).cloned())
-    }
-
-    fn parse(message: &DestinationMessage, metrics: &Metrics) -> Self {
-        let mut endpoints = Vec::new();
-        for endpoint in message.endpoints.iter().filter(|e| e.hbone) {
-            match parse_endpoint(endpoint) {
-                Some(endpoint) => endpoints.push(Rc::new(endpoint)),
-                None => metrics.add(Count::BadEndpoints, 1),
-            }
-        }
-        Self {
-            known: message.known,
-            has_plain_endpoints: message.endpoints.iter().any(|e| !e.hbone),
-            endpoints,
-            next: Cell::new(0),
-        }
-    }
-}
-
-fn parse_endpoint(message: &EndpointMessage) -> Option<Endpoint> {
-    let port = u16::try_from(message.port).ok().filter(|port| *port != 0)?;
-    Some(Endpoint {
-        address: SocketAddr::new(address_of(&message.address)?, port),
-        identity: message.identity.parse().ok()?,
-        workload_uid: message.workload_uid.as_str().into(),
-    })
-}
-
-/// An address of 4 or 16 bytes.
-pub(crate) fn address_of(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = || <[u8; 4]>::try_from(bytes).map(|b| Ipv4Addr::from(b).into());
-    let v6 = || <[u8; 16]>::try_from(bytes).map(|b| Ipv6Addr::from(b).to_canonical());
-    v4().or_else(|_| v6()).ok()
-}
-
-/// The bytes of an address, 4 or 16.
-pub(crate) fn bytes_of(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
-}
 
 struct Answer {
     destination: Rc<Destination>,

@@ -7,6 +7,7 @@
 mod certificate;
 mod chunk;
 mod context;
+mod destination;
 mod discovery;
 mod fault;
 mod inbound;

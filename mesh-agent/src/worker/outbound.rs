@@ -118,14 +118,23 @@ async fn route(
         return local(context, to, client).await;
     }
     let destination = context.discovery.resolve(to).await?;
-    let candidates = destination
-        .candidates()
-        .map_err(|reason| Fault::new(reason, to))?;
+    if !destination.known {
+        return Err(Fault::new(Reason::DestinationUnknown, to));
+    }
     let mut last = None;
-    for endpoint in candidates.take(ATTEMPTS) {
+    let mut attempts = 0;
+    for endpoint in destination.candidates() {
         if context.pod.has(endpoint.address.ip()) {
             return local(context, endpoint.address, client).await;
         }
+        if let Err(fault) = admit(&endpoint) {
+            last.get_or_insert(fault);
+            continue;
+        }
+        if attempts == ATTEMPTS {
+            break;
+        }
+        attempts += 1;
         match open_stream(context, pool, &endpoint, client).await {
             Ok(stream) => return Ok(Route::Tunnel(Box::new(stream))),
             // Nothing has been sent: another endpoint may do.
@@ -134,6 +143,16 @@ async fn route(
         }
     }
     Err(last.unwrap_or_else(|| Fault::new(Reason::NoEndpoint, to)))
+}
+
+/// Whether this worker may open a flow to `endpoint`. One that is refused is passed over; if all
+/// are, the first fault is the flow's.
+fn admit(endpoint: &Endpoint) -> Result<(), Fault> {
+    if endpoint.hbone {
+        return Ok(());
+    }
+    let fault = Fault::new(Reason::DestinationNotEnrolled, endpoint.address);
+    Err(fault.of_peer(&endpoint.identity))
 }
 
 async fn local(context: &Context, to: SocketAddr, client: SocketAddr) -> Result<Route, Fault> {
