@@ -4,6 +4,7 @@
 
 pub mod attestation;
 pub mod certificate;
+pub mod explain;
 pub mod identity;
 pub mod model;
 pub mod policy;

@@ -327,6 +327,12 @@ impl Mesh {
         self.services.get(key)
     }
 
+    /// The workloads of a service, by id.
+    pub fn members(&self, service: &str) -> impl Iterator<Item = &Arc<Workload>> {
+        let members = self.by_service.get(service).into_iter().flatten();
+        members.filter_map(|uid| self.workloads.get(uid))
+    }
+
     /// All workloads, by id.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.values()
@@ -354,9 +360,8 @@ impl Mesh {
                     })
             }
             Some(AddressOwner::Service(key)) => {
-                let members = self.by_service.get(key).into_iter().flatten();
-                let endpoints = members
-                    .filter_map(|uid| self.workloads.get(uid))
+                let endpoints = self
+                    .members(key)
                     .filter_map(|workload| endpoint_of(workload, key, address, port))
                     .collect();
                 Resolution::Service(key.clone(), endpoints)
