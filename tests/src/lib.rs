@@ -37,5 +37,5 @@ pub use app::{App, PodCommand, Ran};
 pub use lab::Lab;
 pub use mesh::{Agent, Mesh};
 pub use netns::Netns;
-pub use plan::{Families, Plan, PodSpec, ServiceSpec};
+pub use plan::{Enrolment, Families, Plan, PodSpec, ServiceSpec};
 pub use pod::Pod;

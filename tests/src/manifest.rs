@@ -5,23 +5,86 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::plan::ServiceSpec;
+use crate::plan::{Enrolment, Locality, ServiceSpec};
 use crate::pod::Pod;
 
 /// Label that enrols a namespace.
 pub const ENROLL_LABEL: &str = "nodemesh.dev/enroll";
 
-pub(crate) fn namespace(name: &str, enrolled: bool) -> String {
-    let labels = if enrolled {
-        format!("  labels:\n    {ENROLL_LABEL}: \"true\"\n")
-    } else {
-        String::new()
+pub(crate) fn namespace(name: &str, enrolment: Enrolment) -> String {
+    let level = match enrolment {
+        Enrolment::None => "false",
+        Enrolment::Audit => "audit",
+        Enrolment::Enforce => "true",
     };
-    format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n{labels}")
+    format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  \
+         labels:\n    {ENROLL_LABEL}: \"{level}\"\n"
+    )
+}
+
+pub(crate) fn node(name: &str, locality: &Locality) -> String {
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels:\n    \
+         topology.kubernetes.io/region: {}\n    topology.kubernetes.io/zone: {}\n",
+        locality.region, locality.zone
+    )
+}
+
+/// One of the mesh's own kinds, with its `spec` in YAML's flow style.
+#[must_use]
+pub fn own(kind: &str, namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: nodemesh.dev/v1alpha1\nkind: {kind}\n\
+         metadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+/// An authorization policy, by `<namespace>/<name>`, with its `spec` in YAML's flow style.
+///
+/// # Panics
+/// If the key is no such one.
+#[must_use]
+pub fn authorization(key: &str, spec: &str) -> String {
+    let (namespace, name) = key.split_once('/').expect("<namespace>/<name>");
+    own("AuthorizationPolicy", namespace, name, spec)
+}
+
+/// An authentication policy, as [`authorization`].
+///
+/// # Panics
+/// If the key is no such one.
+#[must_use]
+pub fn authentication(key: &str, spec: &str) -> String {
+    let (namespace, name) = key.split_once('/').expect("<namespace>/<name>");
+    own("AuthenticationPolicy", namespace, name, spec)
+}
+
+/// A service policy for the service of that key, as [`authorization`].
+///
+/// # Panics
+/// If the key is no such one.
+#[must_use]
+pub fn service_policy(key: &str, spec: &str) -> String {
+    let (namespace, name) = key.split_once('/').expect("<namespace>/<name>");
+    own("ServicePolicy", namespace, name, spec)
+}
+
+/// Members of the mesh may talk to members, on every TCP port; nothing else is allowed.
+pub(crate) fn members_talk_to_members() -> String {
+    ["Inbound", "Outbound"]
+        .map(|direction| {
+            let key = format!("nodemesh-system/members-{}", direction.to_lowercase());
+            let spec = format!(
+                "{{target: {{mesh: true}}, direction: {direction}, action: Allow, rules: [{{}}]}}"
+            );
+            authorization(&key, &spec)
+        })
+        .join("---\n")
 }
 
 /// A pod and its service account.
-pub(crate) fn pod(pod: &Pod, node: &str) -> String {
+pub(crate) fn pod(pod: &Pod, node: &str, terminating: bool) -> String {
     let spec = &pod.spec;
     let ports: String = spec
         .ports
@@ -42,11 +105,20 @@ pub(crate) fn pod(pod: &Pod, node: &str) -> String {
         .iter()
         .map(|address| format!("    - ip: \"{address}\"\n"))
         .collect();
+    let labels: String = spec
+        .labels
+        .iter()
+        .map(|(key, value)| format!("    {key}: \"{value}\"\n"))
+        .collect();
+    let deleted = match terminating {
+        true => "  deletionTimestamp: \"2026-01-01T00:00:00Z\"\n",
+        false => "",
+    };
     format!(
         "apiVersion: v1\nkind: ServiceAccount\nmetadata:\n  name: {account}\n  namespace: {namespace}\n\
          ---\n\
          apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  \
-         labels:\n    app: {app}\n\
+         labels:\n    app: {app}\n{labels}{deleted}\
          spec:\n  nodeName: {node}\n  serviceAccountName: {account}\n  \
          containers:\n    - name: {name}\n      image: {name}\n{ports}\
          status:\n  phase: Running\n  podIPs:\n{addresses}",
@@ -57,12 +129,15 @@ pub(crate) fn pod(pod: &Pod, node: &str) -> String {
     )
 }
 
-/// A service with a virtual address of each family.
+/// A service with a virtual address of each family, or with none.
 pub(crate) fn service(spec: &ServiceSpec, addresses: &[std::net::IpAddr]) -> String {
-    let addresses: String = addresses
-        .iter()
-        .map(|address| format!("    - \"{address}\"\n"))
-        .collect();
+    let addresses: String = match spec.headless {
+        true => "    - None\n".to_owned(),
+        false => addresses
+            .iter()
+            .map(|address| format!("    - \"{address}\"\n"))
+            .collect(),
+    };
     let ports: String = spec
         .ports
         .iter()
@@ -72,9 +147,10 @@ pub(crate) fn service(spec: &ServiceSpec, addresses: &[std::net::IpAddr]) -> Str
         .collect();
     format!(
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {namespace}\n\
-         spec:\n  selector:\n    app: {name}\n  clusterIPs:\n{addresses}  ports:\n{ports}",
+         spec:\n  selector:\n    app: {app}\n  clusterIPs:\n{addresses}  ports:\n{ports}",
         name = spec.name,
         namespace = spec.namespace,
+        app = spec.app,
     )
 }
 

@@ -1,4 +1,6 @@
-//! What a lab shall consist of: nodes, namespaces, pods, services.
+//! What a lab shall consist of: nodes, namespaces, pods, services, policies.
+
+use std::net::IpAddr;
 
 /// Which addresses a pod has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +15,24 @@ pub enum Families {
     V6Disabled,
 }
 
+/// How far the pods of a namespace are in the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enrolment {
+    /// Not at all.
+    None,
+    /// Policy is evaluated; what it would refuse is let through and counted.
+    Audit,
+    /// Policy is enforced.
+    Enforce,
+}
+
+/// Where a node stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Locality {
+    pub(crate) region: String,
+    pub(crate) zone: String,
+}
+
 /// A pod to be.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
@@ -23,6 +43,7 @@ pub struct PodSpec {
     pub(crate) ports: Vec<(String, u16)>,
     pub(crate) families: Families,
     pub(crate) app: String,
+    pub(crate) labels: Vec<(String, String)>,
 }
 
 impl PodSpec {
@@ -38,7 +59,15 @@ impl PodSpec {
             ports: Vec::new(),
             families: Families::Dual,
             app: name.to_owned(),
+            labels: Vec::new(),
         }
+    }
+
+    /// With one more label.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.labels.push((key.to_owned(), value.to_owned()));
+        self
     }
 
     /// Labelled `app: <app>` for services to select it; its own name otherwise.
@@ -86,6 +115,8 @@ impl PodSpec {
 pub struct ServiceSpec {
     pub(crate) namespace: String,
     pub(crate) name: String,
+    pub(crate) app: String,
+    pub(crate) headless: bool,
     pub(crate) ports: Vec<(u16, String)>,
 }
 
@@ -96,8 +127,24 @@ impl ServiceSpec {
         Self {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
+            app: name.to_owned(),
+            headless: false,
             ports: Vec::new(),
         }
+    }
+
+    /// Selecting the pods labelled `app: <app>` instead.
+    #[must_use]
+    pub fn app(mut self, app: &str) -> Self {
+        app.clone_into(&mut self.app);
+        self
+    }
+
+    /// Without a virtual address.
+    #[must_use]
+    pub fn headless(mut self) -> Self {
+        self.headless = true;
+        self
     }
 
     /// With a port that leads to a target: a number, or the name of a container port.
@@ -112,9 +159,13 @@ impl ServiceSpec {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub(crate) nodes: usize,
-    pub(crate) namespaces: Vec<(String, bool)>,
+    pub(crate) namespaces: Vec<(String, Enrolment)>,
     pub(crate) pods: Vec<PodSpec>,
     pub(crate) services: Vec<ServiceSpec>,
+    pub(crate) localities: Vec<Locality>,
+    pub(crate) manifests: Vec<(String, String)>,
+    pub(crate) default_policy: bool,
+    pub(crate) resolvers: Vec<IpAddr>,
 }
 
 impl Plan {
@@ -126,6 +177,10 @@ impl Plan {
             namespaces: Vec::new(),
             pods: Vec::new(),
             services: Vec::new(),
+            localities: Vec::new(),
+            manifests: Vec::new(),
+            default_policy: true,
+            resolvers: Vec::new(),
         }
     }
 
@@ -146,17 +201,58 @@ impl Plan {
             .service(ServiceSpec::new("shop", "web").port(8080, "http"))
     }
 
-    /// A namespace that is enrolled.
+    /// A namespace whose pods are in the mesh, with policy enforced.
     #[must_use]
-    pub fn enrolled(mut self, name: &str) -> Self {
-        self.namespaces.push((name.to_owned(), true));
-        self
+    pub fn enrolled(self, name: &str) -> Self {
+        self.namespace_with(name, Enrolment::Enforce)
+    }
+
+    /// A namespace whose pods are in the mesh, for audit.
+    #[must_use]
+    pub fn audited(self, name: &str) -> Self {
+        self.namespace_with(name, Enrolment::Audit)
     }
 
     /// A namespace that is not enrolled.
     #[must_use]
-    pub fn namespace(mut self, name: &str) -> Self {
-        self.namespaces.push((name.to_owned(), false));
+    pub fn namespace(self, name: &str) -> Self {
+        self.namespace_with(name, Enrolment::None)
+    }
+
+    fn namespace_with(mut self, name: &str, enrolment: Enrolment) -> Self {
+        self.namespaces.push((name.to_owned(), enrolment));
+        self
+    }
+
+    /// Without the policies that every lab else has: members of the mesh may talk to members,
+    /// on every TCP port.
+    #[must_use]
+    pub fn without_default_policy(mut self) -> Self {
+        self.default_policy = false;
+        self
+    }
+
+    /// With one more manifest, `<name>.yaml`.
+    #[must_use]
+    pub fn manifest(mut self, name: &str, content: &str) -> Self {
+        self.manifests.push((name.to_owned(), content.to_owned()));
+        self
+    }
+
+    /// The next node, beginning with the first, stands there.
+    #[must_use]
+    pub fn locality(mut self, region: &str, zone: &str) -> Self {
+        self.localities.push(Locality {
+            region: region.to_owned(),
+            zone: zone.to_owned(),
+        });
+        self
+    }
+
+    /// A DNS resolver of the cluster, which agents are told of.
+    #[must_use]
+    pub fn resolver(mut self, address: impl Into<IpAddr>) -> Self {
+        self.resolvers.push(address.into());
         self
     }
 

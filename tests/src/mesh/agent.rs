@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -36,6 +36,7 @@ pub(crate) struct Place<'a> {
     pub(crate) host: &'a Host,
     pub(crate) instance: String,
     pub(crate) uid_base: u32,
+    pub(crate) resolvers: &'a [IpAddr],
 }
 
 impl Agent {
@@ -66,6 +67,9 @@ impl Agent {
             ("--metrics-listen", metrics.to_string()),
         ] {
             arguments.extend([option.to_owned(), value]);
+        }
+        for resolver in place.resolvers {
+            arguments.extend(["--resolver".to_owned(), resolver.to_string()]);
         }
         Ok(Self {
             daemon: Daemon::new(

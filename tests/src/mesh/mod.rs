@@ -4,11 +4,13 @@
 mod agent;
 mod control;
 mod daemon;
+mod refusals;
 
 pub use agent::Agent;
 pub(crate) use agent::Place;
 pub use control::Control;
 pub use daemon::Daemon;
+pub use refusals::{Mark, Refusal};
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use mesh_lab::{Lab, Netns, Pod, cgroup, pod, programs, wait};
+use mesh_lab::{Enrolment, Lab, Netns, Pod, cgroup, pod, programs, wait};
 
 use crate::kernel::entries;
 use crate::traffic::call;
@@ -130,7 +130,7 @@ fn a_namespace_that_loses_its_label_leaves_the_mesh() {
         })
         .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tails()));
     };
-    lab.set_enrolled("shop", false).unwrap();
+    lab.set_enrolment("shop", Enrolment::None).unwrap();
     for key in [CLIENT, NEIGHBOUR, WEB] {
         state(key, "not-in-mesh");
         assert!(!cgroup_of(&lab, lab.pod(key)).exists(), "{key}");
@@ -142,7 +142,7 @@ fn a_namespace_that_loses_its_label_leaves_the_mesh() {
         call(target(web)).unwrap();
     });
 
-    lab.set_enrolled("shop", true).unwrap();
+    lab.set_enrolment("shop", Enrolment::Enforce).unwrap();
     for key in [CLIENT, NEIGHBOUR, WEB] {
         state(key, "enrolled");
     }

@@ -1,0 +1,91 @@
+//! The folder of manifests that the lab's control component follows.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use super::{Lab, service_addresses};
+use crate::manifest;
+use crate::plan::Enrolment;
+use crate::pod::Pod;
+
+/// File of the policies that a lab has unless its plan leaves them out.
+const DEFAULT_POLICY: &str = "policy-default";
+
+impl Lab {
+    /// The folder of manifests.
+    #[must_use]
+    pub fn manifests(&self) -> PathBuf {
+        self.scratch.join("manifests")
+    }
+
+    pub(super) fn write_manifests(&self) -> Result<()> {
+        fs::create_dir_all(self.manifests())?;
+        for (name, enrolment) in &self.plan.namespaces {
+            self.set_enrolment(name, *enrolment)?;
+        }
+        for (host, locality) in self.nodes.iter().zip(&self.plan.localities) {
+            let content = manifest::node(host.name(), locality);
+            self.write_manifest(&format!("node-{}", host.name()), &content)?;
+        }
+        for (service, index) in self.plan.services.iter().zip(1u16..) {
+            let addresses = service_addresses(index);
+            let name = format!("service-{}-{}", service.namespace, service.name);
+            self.write_manifest(&name, &manifest::service(service, &addresses))?;
+        }
+        if self.plan.default_policy {
+            self.write_manifest(DEFAULT_POLICY, &manifest::members_talk_to_members())?;
+        }
+        for (name, content) in &self.plan.manifests {
+            self.write_manifest(name, content)?;
+        }
+        self.pods.values().try_for_each(|pod| self.write_pod(pod))
+    }
+
+    pub(super) fn write_pod(&self, pod: &Pod) -> Result<()> {
+        let node = self.nodes[pod.node()].name();
+        self.write_manifest(&pod_file(pod), &manifest::pod(pod, node, false))
+    }
+
+    /// Says of a pod that it is being deleted: it finishes what it has, and services have it
+    /// no more.
+    ///
+    /// # Errors
+    /// If the manifest can't be written.
+    pub fn terminate_pod(&self, pod: &Pod) -> Result<()> {
+        let node = self.nodes[pod.node()].name();
+        self.write_manifest(&pod_file(pod), &manifest::pod(pod, node, true))
+    }
+
+    /// Puts a manifest in place at once, as `<name>.yaml`, anew or instead of an earlier one;
+    /// control sees it by itself.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn write_manifest(&self, name: &str, content: &str) -> Result<()> {
+        manifest::write(&self.manifests(), name, content)
+    }
+
+    /// Takes a manifest away.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn remove_manifest(&self, name: &str) -> Result<()> {
+        let path = self.manifests().join(format!("{name}.yaml"));
+        fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))
+    }
+
+    /// Enrols a namespace, or takes it out; control sees it by itself.
+    ///
+    /// # Errors
+    /// If the manifest can't be written.
+    pub fn set_enrolment(&self, namespace: &str, enrolment: Enrolment) -> Result<()> {
+        let content = manifest::namespace(namespace, enrolment);
+        self.write_manifest(&format!("namespace-{namespace}"), &content)
+    }
+}
+
+fn pod_file(pod: &Pod) -> String {
+    format!("pod-{}-{}", pod.namespace(), pod.name())
+}

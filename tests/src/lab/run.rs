@@ -1,0 +1,129 @@
+//! The mesh in a lab: started, told of pods, ended.
+
+use std::{process, thread};
+
+use anyhow::{Context, Result, bail};
+
+use super::Lab;
+use super::build::netns_name;
+use crate::cgroup::Cgroup;
+use crate::mesh::{self, Agent, Control, Mesh};
+use crate::netns::Netns;
+use crate::plan::PodSpec;
+use crate::pod::Pod;
+use crate::{programs, removal};
+
+/// Workers' uids start here; each agent of each lab has 1,024 of its own.
+const FIRST_WORKER_UID: u32 = 3_900_000_000;
+
+impl Lab {
+    /// One more pod; where the mesh runs, its manifest is written and the agent told.
+    ///
+    /// # Errors
+    /// If it can't be made or enrolled.
+    pub fn add_pod(&mut self, spec: PodSpec) -> Result<&Pod> {
+        let key = spec.key();
+        let name = format!("{}-{}", self.prefix, netns_name(&spec));
+        let netns = Netns::create_all(&[name])?.pop().context("a namespace")?;
+        self.place_pod(spec, netns)?;
+        if self.mesh.is_some() {
+            self.write_pod(self.pod(&key))?;
+            self.tell_agent(self.pod(&key))?;
+        }
+        Ok(self.pod(&key))
+    }
+
+    /// Makes a PKI, starts control and an agent on each node, and adds every pod.
+    ///
+    /// # Errors
+    /// If a binary isn't built, or any of them fails; with the end of its log.
+    pub fn start_mesh(&mut self) -> Result<()> {
+        self.write_manifests()?;
+        let pki = self.scratch.join("pki");
+        let mut init = process::Command::new(programs::mesh_binary("meshctl")?);
+        init.args(["pki", "init", "--dir"]).arg(&pki);
+        init.args(["--trust-domain", mesh::TRUST_DOMAIN]);
+        mesh::run(&mut init).context("making a demo PKI")?;
+        let daemons = |name: &str| Cgroup::create(self.cgroup.path().join(name));
+        let group = daemons("control")?;
+        let mut control = Control::new(&self.control_host, &pki, &self.manifests(), group)?;
+        control.start(&self.control_host)?;
+        let mut agents = Vec::new();
+        let labs = process::id() % 1_000;
+        for (host, index) in self.nodes.iter().zip(0u32..) {
+            let place = mesh::Place {
+                host,
+                instance: format!("{}{}", self.prefix, host.letter()),
+                uid_base: FIRST_WORKER_UID + (labs * 8 + index) * 1_024,
+                resolvers: &self.plan.resolvers,
+            };
+            let group = daemons(&format!("agent-{}", host.name()))?;
+            agents.push(Agent::new(place, &control, &pki.join("root.pem"), group)?);
+        }
+        let started: Result<Vec<()>> = thread::scope(|scope| {
+            let starts: Vec<_> = agents
+                .iter_mut()
+                .zip(&self.nodes)
+                .map(|(agent, host)| scope.spawn(|| agent.start(host)))
+                .collect();
+            starts.into_iter().map(join).collect()
+        });
+        self.mesh = Some(Mesh {
+            control,
+            agents,
+            pki,
+        });
+        started?;
+        let added: Result<Vec<()>> = thread::scope(|scope| {
+            let adds: Vec<_> = self
+                .pods
+                .values()
+                .map(|pod| scope.spawn(|| self.tell_agent(pod)))
+                .collect();
+            adds.into_iter().map(join).collect()
+        });
+        added.map(drop)
+    }
+
+    fn tell_agent(&self, pod: &Pod) -> Result<()> {
+        let agent = self.agent(pod.node());
+        agent
+            .add_pod(pod)
+            .with_context(|| format!("adding pod {}", pod.key()))?;
+        Ok(())
+    }
+
+    /// Ends the mesh in the orderly way (agents stopped, then unloaded), removes the lab,
+    /// and checks that nothing of either is left.
+    ///
+    /// # Errors
+    /// If unloading fails, or anything is left: first of the agents, then of the lab.
+    pub fn finish(mut self) -> Result<()> {
+        let mut left = Vec::new();
+        if let Some(mut mesh) = self.mesh.take() {
+            for agent in &mut mesh.agents {
+                if agent.daemon.pid().is_some() {
+                    agent.daemon.terminate()?;
+                }
+                agent.unload()?;
+            }
+            let instance = removal::instance_name(&self.prefix);
+            left = removal::leftovers(&self.prefix);
+            left.retain(|path| path.to_string_lossy().contains(&instance));
+        }
+        let prefix = self.prefix.clone();
+        drop(self);
+        left.extend(removal::leftovers(&prefix));
+        if !left.is_empty() {
+            bail!("left behind: {left:?}");
+        }
+        Ok(())
+    }
+}
+
+fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    match thread.join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
