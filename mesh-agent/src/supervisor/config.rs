@@ -1,7 +1,7 @@
 //! Raw command line → validated configuration. Every mistake is reported at once.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use mesh_common::MAX_PODS;
@@ -54,6 +54,10 @@ pub struct RunArgs {
     /// Name of the cluster, first part of every workload's uid
     #[arg(long, default_value = "Kubernetes")]
     pub cluster_id: String,
+    /// A DNS resolver of the cluster: port 53 of it is open to every pod, besides that of the
+    /// service kube-system/kube-dns and its endpoints. May be given several times
+    #[arg(long = "resolver", value_name = "IP")]
+    pub resolvers: Vec<String>,
     /// Where bpffs is mounted (it is mounted there if it is not)
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
@@ -95,6 +99,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Cluster id.
     pub cluster_id: String,
+    /// DNS resolvers of the cluster that the operator named.
+    pub resolvers: Vec<IpAddr>,
     /// bpffs mount point.
     pub bpffs: PathBuf,
 }
@@ -172,6 +178,7 @@ impl Config {
                 LogFormat::Text
             }
         };
+        let resolvers = check_resolvers(&raw.resolvers, &mut faults);
         if raw.cluster_id.is_empty() || raw.cluster_id.contains('/') {
             let why = "must not be empty or contain '/'";
             faults.push(fault("--cluster-id", &raw.cluster_id, why));
@@ -209,6 +216,7 @@ impl Config {
             metrics_listen,
             log_format,
             cluster_id: raw.cluster_id,
+            resolvers,
             bpffs: raw.bpffs,
         })
     }
@@ -293,6 +301,20 @@ fn check_bundle(
     }
 }
 
+fn check_resolvers(texts: &[String], faults: &mut Vec<ConfigFault>) -> Vec<IpAddr> {
+    let mut resolvers = Vec::new();
+    for text in texts {
+        match text.parse::<IpAddr>().map(|address| address.to_canonical()) {
+            Ok(a) if a.is_unspecified() || a.is_multicast() => {
+                faults.push(fault("--resolver", text, "no host has this address"));
+            }
+            Ok(address) => resolvers.push(address),
+            Err(_) => faults.push(fault("--resolver", text, "not an IP address")),
+        }
+    }
+    resolvers
+}
+
 fn check_uid_base(text: &str, faults: &mut Vec<ConfigFault>) -> Option<u32> {
     let base = match text.parse::<u32>() {
         // u32::MAX and its neighbour mean "no uid" and "overflow uid" to parts of the kernel.
@@ -358,6 +380,7 @@ mod tests {
             metrics_listen: Some("nowhere".to_owned()),
             log_format: "xml".to_owned(),
             cluster_id: "a/b".to_owned(),
+            resolvers: vec!["10.96.0.10".to_owned(), "dns.local".to_owned()],
             run_dir: Some("relative".into()),
             ..RunArgs::default()
         };
@@ -372,6 +395,7 @@ mod tests {
             "--metrics-listen",
             "--log-format",
             "--cluster-id",
+            "--resolver",
             "--run-dir",
             "--bpffs",
         ] {
@@ -380,7 +404,7 @@ mod tests {
                 "{option}: {text:#?}"
             );
         }
-        assert_eq!(faults.len(), 10, "{text:#?}");
+        assert_eq!(faults.len(), 11, "{text:#?}");
     }
 
     #[test]

@@ -1,106 +1,112 @@
-//! What discovery says, shared by the pods' tasks: one model, and a signal for its changes.
+//! What discovery says, shared by the pods' tasks: one view, and a signal for its changes.
 
 use std::net::IpAddr;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use mesh_api::convert::address_to_bytes;
-use mesh_api::worker::{Destination, Endpoint, SourceInfo};
-use mesh_core::model::{Mesh, Resolution};
+use mesh_core::model::{Locality, Mesh, Service, Workload};
 use tokio::sync::watch;
 
-/// How long a worker may use a negative answer before it asks again.
-pub(super) const NEGATIVE_TTL_MS: u32 = 5_000;
-/// Most endpoints of one answer: what fits into a packet of the channel.
-const MAX_ENDPOINTS: usize = 1_000;
+/// Namespace and name of the service that DNS is asked of.
+const DNS_SERVICE: (&str, &str) = ("kube-system", "kube-dns");
 
-/// The model and its version.
-#[derive(Debug)]
-pub(super) struct Discovery {
-    mesh: RwLock<Mesh>,
-    /// 0 until discovery is known; grows with every change.
-    version: watch::Sender<u64>,
+/// What discovery says at one time, with what follows from it for this node.
+#[derive(Debug, Default)]
+pub(super) struct View {
+    /// The model.
+    pub(super) mesh: Mesh,
+    /// Version of the mesh, as control gives it.
+    pub(super) version: Arc<str>,
+    /// Grows whenever any policy changes.
+    pub(super) policies: u64,
+    /// This node's name.
+    pub(super) node: String,
+    /// Where this node stands: every workload on it says so.
+    pub(super) locality: Locality,
+    /// Addresses of the cluster's DNS: those that the operator gave, then the service's and its
+    /// endpoints'. Shared, so that equal ones are seen at a glance.
+    pub(super) resolvers: Arc<[IpAddr]>,
 }
 
-impl Default for Discovery {
-    fn default() -> Self {
-        Self {
-            mesh: RwLock::default(),
-            version: watch::Sender::new(0),
+impl View {
+    fn derive(&mut self, configured: &[IpAddr]) {
+        let known = |w: &&Arc<Workload>| w.node == self.node && w.locality != Locality::default();
+        let here = self.mesh.workloads().find(known);
+        self.locality = here.map(|w| w.locality.clone()).unwrap_or_default();
+        let resolvers = resolvers(&self.mesh, configured);
+        if *self.resolvers != *resolvers {
+            self.resolvers = resolvers.into();
         }
     }
 }
 
+fn resolvers(mesh: &Mesh, configured: &[IpAddr]) -> Vec<IpAddr> {
+    let mut found = configured.to_vec();
+    let is_dns = |s: &&Arc<Service>| (s.namespace.as_str(), s.name.as_str()) == DNS_SERVICE;
+    for service in mesh.services().filter(is_dns) {
+        found.extend(&service.addresses);
+        let endpoints = mesh
+            .workloads()
+            .filter(|workload| workload.services.contains_key(&service.key));
+        found.extend(endpoints.flat_map(|workload| &workload.addresses));
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    found.retain(|address| seen.insert(*address));
+    found
+}
+
+/// The view and its changes.
+#[derive(Debug)]
+pub(super) struct Discovery {
+    view: RwLock<View>,
+    resolvers: Vec<IpAddr>,
+    /// 0 until discovery is known; grows with every change.
+    changes: watch::Sender<u64>,
+}
+
 impl Discovery {
-    /// The model. Not to be held across an await.
-    pub(super) fn mesh(&self) -> RwLockReadGuard<'_, Mesh> {
-        self.mesh.read().unwrap_or_else(PoisonError::into_inner)
+    /// Of this node; `resolvers` are the DNS resolvers that the operator gave.
+    pub(super) fn new(node: &str, resolvers: &[IpAddr]) -> Self {
+        let view = View {
+            node: node.to_owned(),
+            ..View::default()
+        };
+        Self {
+            view: RwLock::new(view),
+            resolvers: resolvers.to_vec(),
+            changes: watch::Sender::new(0),
+        }
     }
 
-    /// Whether discovery is known: without it, "not in the model" means nothing.
+    /// What is known. Not to be held across an await.
+    pub(super) fn view(&self) -> RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known; `None` while nothing is: without discovery, "not in the model" means
+    /// nothing.
+    pub(super) fn known(&self) -> Option<RwLockReadGuard<'_, View>> {
+        self.synced().then(|| self.view())
+    }
+
+    /// Whether discovery is known.
     pub(super) fn synced(&self) -> bool {
-        *self.version.borrow() > 0
+        *self.changes.borrow() > 0
     }
 
     /// Changes to come.
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
-        self.version.subscribe()
+        self.changes.subscribe()
     }
 
-    /// Changes the model in one step and wakes whoever waits for changes.
-    pub(super) fn update(&self, change: impl FnOnce(&mut Mesh)) {
-        change(&mut self.mesh.write().unwrap_or_else(PoisonError::into_inner));
-        self.version.send_modify(|version| *version += 1);
-    }
-
-    /// Where `address:port` leads, as a worker is told; `None` while discovery is unknown.
-    pub(super) fn destination(&self, address: IpAddr, port: u16) -> Option<Destination> {
-        self.synced().then(|| answer(&self.mesh(), address, port))
-    }
-
-    /// Who a peer is; `None` while discovery is unknown.
-    pub(super) fn source(&self, address: IpAddr) -> Option<SourceInfo> {
-        if !self.synced() {
-            return None;
-        }
-        let mesh = self.mesh();
-        let workload = mesh.workload_at(address);
-        Some(SourceInfo {
-            address: address_to_bytes(&address),
-            known: workload.is_some(),
-            identity: workload.map_or_else(String::new, |w| w.identity.to_string()),
-            ..SourceInfo::default()
-        })
-    }
-}
-
-fn answer(mesh: &Mesh, address: IpAddr, port: u16) -> Destination {
-    let (known, service, endpoints) = match mesh.resolve(address, port) {
-        Resolution::Workload(endpoint) => (true, String::new(), vec![endpoint]),
-        Resolution::Service(key, endpoints) => (true, key.to_string(), endpoints),
-        Resolution::Unknown => (false, String::new(), Vec::new()),
-    };
-    let endpoints: Vec<Endpoint> = endpoints
-        .iter()
-        .take(MAX_ENDPOINTS)
-        .map(|endpoint| Endpoint {
-            address: address_to_bytes(&endpoint.address),
-            port: u32::from(endpoint.port),
-            hbone: endpoint.workload.enrolled(),
-            identity: endpoint.workload.identity.to_string(),
-            workload_uid: endpoint.workload.uid.to_string(),
-            workload_name: endpoint.workload.name.clone(),
-            ..Endpoint::default()
-        })
-        .collect();
-    let negative = !endpoints.iter().any(|e| e.hbone);
-    Destination {
-        address: address_to_bytes(&address),
-        port: u32::from(port),
-        endpoints,
-        known,
-        service,
-        ttl_ms: if negative { NEGATIVE_TTL_MS } else { 0 },
-        traffic: None,
+    /// Goes over to a version in one step and wakes whoever waits for changes. `change` says
+    /// whether any policy is another now.
+    pub(super) fn update(&self, version: &str, change: impl FnOnce(&mut Mesh) -> bool) {
+        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        view.policies += u64::from(change(&mut view.mesh));
+        view.version = version.into();
+        view.derive(&self.resolvers);
+        drop(view);
+        self.changes.send_modify(|changes| *changes += 1);
     }
 }
 
@@ -108,44 +114,39 @@ fn answer(mesh: &Mesh, address: IpAddr, port: u16) -> Destination {
 mod tests {
     use super::*;
     use mesh_core::identity::Identity;
-    use mesh_core::model::{Enrolment, Workload};
-
-    fn workload(enrolment: Enrolment) -> Workload {
-        let identity = Identity::new("cluster.local".parse().unwrap(), "shop", "cart").unwrap();
-        Workload {
-            addresses: vec!["10.0.0.2".parse().unwrap()],
-            enrolment,
-            ..Workload::new("Kubernetes//v1/Pod/shop/cart", "cart", identity)
-        }
-    }
 
     #[test]
-    fn nothing_is_answered_before_discovery_is_known() {
-        let discovery = Discovery::default();
-        let address = "10.0.0.2".parse().unwrap();
-        assert_eq!(discovery.destination(address, 80), None);
-        assert_eq!(discovery.source(address), None);
-        discovery.update(|_| {});
-        assert!(!discovery.destination(address, 80).unwrap().known);
-    }
-
-    #[test]
-    fn an_answer_names_the_identity_to_insist_on() {
-        let discovery = Discovery::default();
-        discovery.update(|mesh| assert!(mesh.insert_workload(workload(Enrolment::Enforce))));
-        let found = discovery
-            .destination("10.0.0.2".parse().unwrap(), 80)
-            .unwrap();
-        assert!(found.known && found.ttl_ms == 0);
-        assert_eq!(
-            found.endpoints[0].identity,
-            "spiffe://cluster.local/ns/shop/sa/cart"
-        );
-        discovery.update(|mesh| assert!(mesh.insert_workload(workload(Enrolment::None))));
-        let found = discovery
-            .destination("10.0.0.2".parse().unwrap(), 80)
-            .unwrap();
-        assert_eq!(found.ttl_ms, NEGATIVE_TTL_MS);
-        assert!(!found.endpoints[0].hbone);
+    fn the_clusters_dns_is_found_by_its_service() {
+        let configured: IpAddr = "169.254.20.10".parse().unwrap();
+        let discovery = Discovery::new("a", &[configured]);
+        let key: Arc<str> = "kube-system/kube-dns.kube-system.svc".into();
+        discovery.update("1", |mesh| {
+            let domain = "cluster.local".parse().unwrap();
+            let identity = Identity::new(domain, "kube-system", "dns").unwrap();
+            mesh.insert_workload(Workload {
+                addresses: vec!["10.0.0.53".parse().unwrap(), configured],
+                services: [(key.clone(), [(53, 53)].into())].into(),
+                ..Workload::new("dns", "dns", identity)
+            });
+            mesh.insert_service(Service {
+                key,
+                name: "kube-dns".to_owned(),
+                namespace: "kube-system".to_owned(),
+                addresses: vec!["10.96.0.10".parse().unwrap()],
+                ports: [53].into(),
+                traffic: Default::default(),
+            });
+            false
+        });
+        let found: Vec<String> = discovery
+            .view()
+            .resolvers
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(found, ["169.254.20.10", "10.96.0.10", "10.0.0.53"]);
+        let before = discovery.view().resolvers.clone();
+        discovery.update("2", |_| false);
+        assert!(Arc::ptr_eq(&before, &discovery.view().resolvers));
     }
 }

@@ -55,13 +55,13 @@ fn find_reason(code: &str) -> Option<Reason> {
 }
 
 /// A worker may be seized: what it says must neither fill nor forge a line.
-fn word(text: &str) -> String {
+pub(super) fn word(text: &str) -> String {
     let plain = |c: char| if c.is_ascii_graphic() { c } else { '?' };
     text.chars().take(TEXT_LIMIT).map(plain).collect()
 }
 
 /// The same for text with spaces, which is printed quoted and escaped.
-fn clip(text: &str) -> String {
+pub(super) fn clip(text: &str) -> String {
     text.chars().take(TEXT_LIMIT).collect()
 }
 

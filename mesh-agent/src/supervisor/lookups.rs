@@ -1,84 +1,81 @@
-//! Destinations a worker has asked for: answered once each, pushed again when they change,
-//! bounded in number and in rate.
+//! What a worker has asked for, destinations and sources: answered once each, pushed again
+//! when the answer changes, bounded in number.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use mesh_api::convert::address_from_bytes;
-use mesh_api::worker::{Destination, ResolveDestination};
-use tokio::time::Instant;
+use mesh_api::worker::change::Change;
+use mesh_api::worker::{Destination, ResolveDestination, ResolveSource, SourceInfo};
 
-use super::discovery::Discovery;
+use super::discovery::View;
 
-/// Destinations that lead somewhere, per worker.
+/// Questions of one kind whose answer leads somewhere, per worker.
 const MAX_POSITIVE: usize = 16_384;
-/// Destinations that lead nowhere, per worker: a port scan shall not crowd out the rest. A
-/// worker asks again for those that aren't kept, when their time is up.
+/// Those that lead nowhere: a port scan shall not crowd out the rest. A worker asks again for
+/// those that aren't kept, when their time is up.
 const MAX_NEGATIVE: usize = 1_024;
-/// Messages of any kind that a worker may send in a row, and in a second: all workers share
-/// the supervisor's one thread.
-const BURST: f64 = 1_000.0;
-const PER_SECOND: f64 = 500.0;
 
-type Key = (IpAddr, u16);
+/// An answer to a worker.
+trait Answer: Clone + PartialEq {
+    /// Whether it leads nowhere.
+    fn is_negative(&self) -> bool;
+}
 
-/// One worker's look-ups.
-#[derive(Debug, Default)]
-pub(super) struct Lookups {
-    asked: HashMap<Key, Option<Destination>>,
+impl Answer for Destination {
+    fn is_negative(&self) -> bool {
+        self.ttl_ms > 0
+    }
+}
+
+impl Answer for SourceInfo {
+    fn is_negative(&self) -> bool {
+        !self.known
+    }
+}
+
+/// Questions of one kind, with the answers given; `None` while discovery is unknown.
+#[derive(Debug)]
+struct Asked<K, A> {
+    answers: HashMap<K, Option<A>>,
     negative: usize,
 }
 
-fn is_negative(answer: Option<&Destination>) -> bool {
-    answer.is_none_or(|destination| destination.ttl_ms > 0)
+impl<K, A> Default for Asked<K, A> {
+    fn default() -> Self {
+        Self {
+            answers: HashMap::new(),
+            negative: 0,
+        }
+    }
 }
 
-impl Lookups {
-    /// Answers a look-up, or keeps it until discovery is known.
-    pub(super) fn ask(
-        &mut self,
-        discovery: &Discovery,
-        question: &ResolveDestination,
-    ) -> Result<Option<Destination>, String> {
-        let address =
-            address_from_bytes(&question.address, "address").map_err(|e| e.to_string())?;
-        let port = u16::try_from(question.port).map_err(|_| "port beyond 65535".to_owned())?;
-        let answer = discovery.destination(address, port);
-        self.keep((address, port), answer.clone());
-        Ok(answer)
-    }
-
-    fn keep(&mut self, key: Key, answer: Option<Destination>) {
-        self.forget(&key);
-        let negative = is_negative(answer.as_ref());
-        let positive = self.asked.len() - self.negative;
-        let full = match negative {
+impl<K: Copy + Eq + Hash, A: Answer> Asked<K, A> {
+    fn keep(&mut self, key: K, answer: Option<A>) {
+        let negative = |answer: &Option<A>| answer.as_ref().is_none_or(A::is_negative);
+        if let Some(old) = self.answers.remove(&key) {
+            self.negative -= usize::from(negative(&old));
+        }
+        let positive = self.answers.len() - self.negative;
+        let is_negative = negative(&answer);
+        let full = match is_negative {
             true => self.negative >= MAX_NEGATIVE,
             false => positive >= MAX_POSITIVE,
         };
         if !full {
-            self.negative += usize::from(negative);
-            self.asked.insert(key, answer);
+            self.negative += usize::from(is_negative);
+            self.answers.insert(key, answer);
         }
     }
 
-    fn forget(&mut self, key: &Key) {
-        if let Some(old) = self.asked.remove(key) {
-            self.negative -= usize::from(is_negative(old.as_ref()));
-        }
-    }
-
-    /// Discovery has changed: the answers that are others now.
-    pub(super) fn refresh(&mut self, discovery: &Discovery) -> Vec<Destination> {
-        let changed: Vec<(Key, Destination)> = self
-            .asked
-            .iter()
-            .filter_map(|(&(address, port), old)| {
-                let new = discovery.destination(address, port)?;
-                (old.as_ref() != Some(&new)).then_some(((address, port), new))
-            })
-            .collect();
+    /// The answers that are others now.
+    fn refresh(&mut self, answer: impl Fn(K) -> A) -> Vec<A> {
+        let news = |(key, old): (&K, &Option<A>)| {
+            let new = answer(*key);
+            (old.as_ref() != Some(&new)).then_some((*key, new))
+        };
+        let changed: Vec<(K, A)> = self.answers.iter().filter_map(news).collect();
         for (key, new) in &changed {
             self.keep(*key, Some(new.clone()));
         }
@@ -86,43 +83,60 @@ impl Lookups {
     }
 }
 
-/// A token bucket over time that is given.
-#[derive(Clone, Debug)]
-pub(super) struct Budget {
-    tokens: f64,
-    at: Instant,
+/// One worker's look-ups.
+#[derive(Debug, Default)]
+pub(super) struct Lookups {
+    destinations: Asked<(IpAddr, u16), Destination>,
+    sources: Asked<IpAddr, SourceInfo>,
 }
 
-impl Budget {
-    pub(super) fn new(now: Instant) -> Self {
-        Self {
-            tokens: BURST,
-            at: now,
-        }
+impl Lookups {
+    /// Answers where a destination leads, or keeps the question until discovery is known.
+    pub(super) fn destination(
+        &mut self,
+        view: Option<&View>,
+        question: &ResolveDestination,
+    ) -> Result<Option<Change>, String> {
+        let address = address(&question.address)?;
+        let port = u16::try_from(question.port).map_err(|_| "port beyond 65535".to_owned())?;
+        let answer = view.map(|view| view.destination(address, port));
+        self.destinations.keep((address, port), answer.clone());
+        Ok(answer.map(Change::Destination))
     }
 
-    /// Takes one; may go into debt, which [`Budget::wait`] then tells of.
-    pub(super) fn spend(&mut self, now: Instant) {
-        self.refill(now);
-        self.tokens -= 1.0;
+    /// Answers who a source is, or keeps the question until discovery is known.
+    pub(super) fn source(
+        &mut self,
+        view: Option<&View>,
+        question: &ResolveSource,
+    ) -> Result<Option<Change>, String> {
+        let address = address(&question.address)?;
+        let answer = view.map(|view| view.source(address));
+        self.sources.keep(address, answer.clone());
+        Ok(answer.map(Change::Source))
     }
 
-    /// Takes in what time has earned.
-    pub(super) fn refill(&mut self, now: Instant) {
-        let earned = now.saturating_duration_since(self.at).as_secs_f64() * PER_SECOND;
-        self.tokens = (self.tokens + earned).min(BURST);
-        self.at = now;
+    /// Discovery has changed: the answers that are others now.
+    pub(super) fn refresh(&mut self, view: &View) -> Vec<Change> {
+        let destination = |(address, port)| view.destination(address, port);
+        let destinations = self.destinations.refresh(destination).into_iter();
+        let sources = self.sources.refresh(|address| view.source(address));
+        let sources = sources.into_iter().map(Change::Source);
+        destinations
+            .map(Change::Destination)
+            .chain(sources)
+            .collect()
     }
+}
 
-    /// Until when nothing more is to be read from the worker.
-    pub(super) fn closed_until(&self) -> Option<Instant> {
-        (self.tokens < 0.0).then(|| self.at + Duration::from_secs_f64(-self.tokens / PER_SECOND))
-    }
+fn address(bytes: &[u8]) -> Result<IpAddr, String> {
+    address_from_bytes(bytes, "address").map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supervisor::discovery::Discovery;
     use mesh_core::identity::Identity;
     use mesh_core::model::{Enrolment, Workload};
 
@@ -133,72 +147,85 @@ mod tests {
         }
     }
 
-    fn put(discovery: &Discovery, last: u8) {
-        let identity = Identity::new("cluster.local".parse().unwrap(), "shop", "cart").unwrap();
-        discovery.update(|mesh| {
+    fn ask(
+        lookups: &mut Lookups,
+        discovery: &Discovery,
+        question: &ResolveDestination,
+    ) -> Option<Destination> {
+        match lookups.destination(discovery.known().as_deref(), question) {
+            Ok(Some(Change::Destination(destination))) => Some(destination),
+            Ok(None) => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn put(discovery: &Discovery, last: u8, account: &str) {
+        let identity = Identity::new("cluster.local".parse().unwrap(), "shop", account).unwrap();
+        discovery.update("1", |mesh| {
             mesh.insert_workload(Workload {
                 addresses: vec![[10, 0, 0, last].into()],
                 enrolment: Enrolment::Enforce,
                 ..Workload::new(format!("u{last}"), "cart", identity)
             });
+            false
         });
     }
 
     #[test]
     fn what_was_asked_is_pushed_when_it_changes_and_only_then() {
-        let (discovery, mut lookups) = (Discovery::default(), Lookups::default());
-        assert_eq!(lookups.ask(&discovery, &question(2, 80)), Ok(None));
-        put(&discovery, 9);
-        let pushed = lookups.refresh(&discovery);
-        assert!(pushed.len() == 1 && !pushed[0].known, "{pushed:?}");
-        put(&discovery, 2);
-        let pushed = lookups.refresh(&discovery);
-        assert!(pushed.len() == 1 && pushed[0].known, "{pushed:?}");
-        put(&discovery, 3);
-        assert!(lookups.refresh(&discovery).is_empty());
-        assert_eq!(lookups.negative, 0);
-        assert!(lookups.ask(&discovery, &question(2, 70_000)).is_err());
+        let (discovery, mut lookups) = (Discovery::new("a", &[]), Lookups::default());
+        // Nothing is answered before discovery is known.
+        assert_eq!(ask(&mut lookups, &discovery, &question(2, 80)), None);
+        let known = |pushed: &[Change]| match pushed {
+            [Change::Destination(destination)] => destination.known,
+            other => panic!("{other:?}"),
+        };
+        put(&discovery, 9, "cart");
+        assert!(!known(&lookups.refresh(&discovery.view())));
+        put(&discovery, 2, "cart");
+        assert!(known(&lookups.refresh(&discovery.view())));
+        put(&discovery, 3, "cart");
+        assert!(lookups.refresh(&discovery.view()).is_empty());
+        assert_eq!(lookups.destinations.negative, 0);
+        let wrong = lookups.destination(discovery.known().as_deref(), &question(2, 70_000));
+        assert!(wrong.is_err());
+    }
+
+    #[test]
+    fn who_a_source_is_is_pushed_when_it_changes_and_only_then() {
+        let (discovery, mut lookups) = (Discovery::new("a", &[]), Lookups::default());
+        let who = ResolveSource {
+            address: vec![10, 0, 0, 2],
+        };
+        assert_eq!(lookups.source(discovery.known().as_deref(), &who), Ok(None));
+        for (account, news) in [("cart", true), ("cart", false), ("pay", true)] {
+            put(&discovery, 2, account);
+            let pushed = lookups.refresh(&discovery.view());
+            match pushed.as_slice() {
+                [Change::Source(source)] => {
+                    assert!(news && source.known && source.identity.ends_with(account));
+                }
+                other => assert!(!news && other.is_empty(), "{other:?}"),
+            }
+        }
     }
 
     #[test]
     fn a_scan_is_bounded_and_crowds_nothing_out() {
-        let (discovery, mut lookups) = (Discovery::default(), Lookups::default());
-        put(&discovery, 2);
+        let (discovery, mut lookups) = (Discovery::new("a", &[]), Lookups::default());
+        put(&discovery, 2, "cart");
         for port in 0..3_000 {
-            let answer = lookups
-                .ask(&discovery, &question(7, port))
-                .unwrap()
-                .unwrap();
+            let answer = ask(&mut lookups, &discovery, &question(7, port)).unwrap();
             assert!(!answer.known && answer.ttl_ms > 0);
         }
-        assert_eq!(
-            (lookups.negative, lookups.asked.len()),
-            (MAX_NEGATIVE, MAX_NEGATIVE)
-        );
+        let kept = |lookups: &Lookups| lookups.destinations.answers.len();
+        assert_eq!(lookups.destinations.negative, MAX_NEGATIVE);
+        assert_eq!(kept(&lookups), MAX_NEGATIVE);
         assert!(
-            lookups
-                .ask(&discovery, &question(2, 80))
-                .unwrap()
+            ask(&mut lookups, &discovery, &question(2, 80))
                 .unwrap()
                 .known
         );
-        assert_eq!(lookups.asked.len(), MAX_NEGATIVE + 1);
-    }
-
-    #[test]
-    fn the_rate_is_bounded() {
-        let start = Instant::now();
-        let mut budget = Budget::new(start);
-        for _ in 0..1_000 {
-            budget.spend(start);
-            assert_eq!(budget.closed_until(), None);
-        }
-        budget.spend(start);
-        assert_eq!(
-            budget.closed_until(),
-            Some(start + Duration::from_millis(2))
-        );
-        budget.spend(start + Duration::from_secs(1));
-        assert_eq!(budget.closed_until(), None);
+        assert_eq!(kept(&lookups), MAX_NEGATIVE + 1);
     }
 }

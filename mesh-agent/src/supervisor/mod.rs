@@ -8,16 +8,22 @@
 //! - `node` holds the pods that were added and decides by `reconcile` which are enrolled;
 //! - `workers` is a pod's task: it prepares the machine and has one worker after the other,
 //!   each served by a `session`;
-//! - `control` follows discovery (`xds`) and keeps the node's certificate (`join`); `csr`
-//!   has the workers' certificates signed.
+//! - `control` keeps the node's certificate (`join`) and the way to the control component;
+//!   `follow` follows discovery (`xds`) into the one view of it (`discovery`); `csr` has the
+//!   workers' certificates signed;
+//! - of that view a worker is told its pod's policy (`rules`) and what it asks for (`lookups`,
+//!   `answers`), in batches that take effect at once (`packets`).
 
 mod adopt;
+mod answers;
 mod backoff;
+mod budget;
 mod control;
 mod counters;
 mod csr;
 mod discovery;
 mod events;
+mod follow;
 mod join;
 mod legacy;
 mod lock;
@@ -26,13 +32,17 @@ mod metrics;
 mod netlink;
 mod netns;
 mod node;
+mod packets;
 mod placement;
 mod pods;
 mod ports;
 mod reconcile;
+mod reporter;
+mod rules;
 mod session;
 mod shared;
 mod signing;
+mod standing;
 mod workers;
 mod xds;
 
@@ -131,7 +141,11 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     tokio::spawn(events::follow(shared.clone(), events));
     let control = shared.control.clone();
     tokio::spawn(control.clone().keep_credential(config.clone()));
-    tokio::spawn(control.follow(config.clone(), shared.discovery.clone()));
+    tokio::spawn(follow::follow(
+        control,
+        config.clone(),
+        shared.discovery.clone(),
+    ));
     tracing::info!(
         node = config.node,
         instance = config.instance,

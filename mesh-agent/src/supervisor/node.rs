@@ -14,6 +14,7 @@ use super::netns::Netns;
 use super::pods::{Goal, PodKey, PodRecord, free_slot};
 use super::reconcile::{Desire, Step, desire, standing, step};
 use super::report::{PodReport, PodState, StatusReport};
+use super::reporter::Reporter;
 use super::shared::{PodHandle, Shared};
 use super::workers::{Command, PodTask};
 
@@ -23,7 +24,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// A pod that was added.
 struct Pod {
     record: PodRecord,
-    report: Arc<watch::Sender<PodReport>>,
+    report: Arc<Reporter>,
     running: Option<Running>,
     /// Set once the pod is to be forgotten; answered when nothing of it is left.
     removal: Vec<oneshot::Sender<Result<(), String>>>,
@@ -123,28 +124,20 @@ impl Node {
     }
 
     fn insert(&mut self, record: PodRecord) {
+        let cgroup = format!(
+            "nodemesh-{}/{}",
+            self.shared.config.instance,
+            record.key.joined()
+        );
         let report = PodReport {
-            namespace: record.key.namespace.clone(),
-            name: record.key.name.clone(),
-            state: PodState::Waiting,
-            reason: String::new(),
             netns: record.netns.clone(),
             slot: record.slot,
             uid: self.shared.worker_uid(record.slot),
-            cgroup: format!(
-                "nodemesh-{}/{}",
-                self.shared.config.instance,
-                record.key.joined()
-            ),
-            worker_pid: None,
-            ready: false,
-            restarts: 0,
-            certificate_not_after_s: None,
-            identity: String::new(),
-            addresses: Vec::new(),
+            cgroup,
+            ..PodReport::new(&record.key.namespace, &record.key.name)
         };
         let pod = Pod {
-            report: Arc::new(watch::Sender::new(report)),
+            report: Arc::new(Reporter::new(report, self.shared.news.clone())),
             running: None,
             removal: Vec::new(),
             removing: false,
@@ -312,8 +305,9 @@ impl Node {
     fn desire(&self, key: &PodKey) -> Desire {
         let discovery = &self.shared.discovery;
         let config = &self.shared.config;
-        let mesh = discovery.synced().then(|| discovery.mesh());
-        desire(mesh.as_deref(), &config.node, &config.cluster_id, key)
+        let view = discovery.known();
+        let mesh = view.as_ref().map(|view| &view.mesh);
+        desire(mesh, &config.node, &config.cluster_id, key)
     }
 
     fn start(&mut self, key: &PodKey, goal: Goal) {
@@ -378,6 +372,7 @@ impl Node {
             (key.clone(), handle)
         });
         *self.shared.pods() = handles.collect();
+        self.shared.news.notify_one();
     }
 }
 

@@ -99,7 +99,13 @@ impl PodTask {
     }
 
     /// Steers the pod's traffic to its worker. Changes nothing where that is so already.
-    pub(super) fn enrol(&self) -> Result<(), String> {
+    pub(super) fn enrol(&mut self) -> Result<(), String> {
+        // Before its first packet is captured, so that no UDP passes that policy doesn't name.
+        self.update_kernel()?;
+        self.steer()
+    }
+
+    fn steer(&self) -> Result<(), String> {
         let (Some(placed), Some(cgroup)) = (&self.record.placed, &self.cgroup) else {
             return Err("the pod is not prepared".to_owned());
         };
@@ -128,6 +134,30 @@ impl PodTask {
         capture
             .enrol(self.record.netns_id.cookie, pod)
             .map_err(|e| e.to_string())
+    }
+
+    /// Brings the pod's policy in the kernel programs up to date, as far as discovery is known.
+    pub(super) fn update_kernel(&mut self) -> Result<(), String> {
+        let discovery = self.shared.discovery.clone();
+        let Some(rules) = discovery
+            .known()
+            .and_then(|view| self.rules.for_kernel(&view))
+        else {
+            return Ok(());
+        };
+        let slot = self.record.slot;
+        let set = self.shared.capture().set_policy(slot, &rules.0, rules.1);
+        set.map_err(|e| e.to_string())?;
+        if rules.0.left_out > 0 {
+            let (pod, left_out) = (&self.record.key, rules.0.left_out);
+            tracing::warn!(
+                %pod,
+                left_out,
+                "the kernel has no room for all address blocks of the pod's policy: the worker decides on their TCP, their UDP is refused"
+            );
+        }
+        self.rules.in_kernel(rules);
+        Ok(())
     }
 
     /// Takes away everything that was done for the pod. Its worker is gone already.

@@ -147,6 +147,14 @@ mod tests {
     }
 
     #[test]
+    fn another_level_is_the_same_enrolment() {
+        for level in [Enrolment::Audit, Enrolment::Enforce] {
+            let desire = desired(|w| w.enrolment = level);
+            assert_eq!(step(Some(&goal()), &desire), Step::Keep, "{level:?}");
+        }
+    }
+
+    #[test]
     fn another_identity_or_address_is_another_enrolment() {
         for changed in [
             desired(|w| w.addresses.push("10.0.0.3".parse().unwrap())),

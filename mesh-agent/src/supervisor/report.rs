@@ -23,6 +23,27 @@ pub enum PodState {
     Leaving,
 }
 
+/// How far an enrolled pod is in the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// Policy is enforced.
+    Enforce,
+    /// What policy would refuse is let through, counted and logged.
+    Audit,
+}
+
+impl Level {
+    /// As the operator writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Audit => "audit",
+        }
+    }
+}
+
 /// One pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodReport {
@@ -54,6 +75,43 @@ pub struct PodReport {
     pub identity: String,
     /// Its addresses, by discovery.
     pub addresses: Vec<IpAddr>,
+    /// Its level; absent while discovery doesn't say.
+    pub level: Option<Level>,
+    /// Version of the worker's program; empty while there is none.
+    pub worker_version: String,
+    /// Discovery version whose policy the worker has in force; empty before it has said so.
+    pub policy_version: String,
+    /// An active health check of its app fails.
+    pub unhealthy: bool,
+    /// Which one, and how.
+    pub health_detail: String,
+}
+
+impl PodReport {
+    /// Of a pod that was just added, with the fields left empty that this agent gives it.
+    pub(super) fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            state: PodState::Waiting,
+            reason: String::new(),
+            netns: PathBuf::new(),
+            slot: 0,
+            uid: 0,
+            cgroup: String::new(),
+            worker_pid: None,
+            ready: false,
+            restarts: 0,
+            certificate_not_after_s: None,
+            identity: String::new(),
+            addresses: Vec::new(),
+            level: None,
+            worker_version: String::new(),
+            policy_version: String::new(),
+            unhealthy: false,
+            health_detail: String::new(),
+        }
+    }
 }
 
 /// The stream to the control component.
@@ -67,6 +125,12 @@ pub struct ControlReport {
     pub workloads: usize,
     /// Services known.
     pub services: usize,
+    /// Authorization policies and authentication scopes known.
+    pub policies: usize,
+    /// Version of the mesh that is in effect here, as control gives it.
+    pub discovery_version: String,
+    /// Policies that this agent can't read; see its log. Nothing opens by them.
+    pub unreadable_policies: Vec<String>,
     /// Last trouble with control; empty when there is none.
     pub last_error: String,
     /// End of the node's certificate, in seconds since the epoch.
@@ -88,4 +152,11 @@ pub struct StatusReport {
     pub control: ControlReport,
     /// Every pod that was added.
     pub pods: Vec<PodReport>,
+}
+
+impl From<bool> for Level {
+    /// From whether a pod is enrolled for audit only.
+    fn from(audit: bool) -> Self {
+        if audit { Self::Audit } else { Self::Enforce }
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::config::Config;
 use super::control::Control;
@@ -24,6 +24,8 @@ pub(super) struct Shared {
     pub(super) discovery: Arc<Discovery>,
     pub(super) control: Arc<Control>,
     pub(super) records: Records,
+    /// Some pod's report has changed.
+    pub(super) news: Arc<Notify>,
     capture: Mutex<Capture>,
     pods: Mutex<BTreeMap<PodKey, PodHandle>>,
 }
@@ -45,13 +47,15 @@ impl Shared {
         image: WorkerImage,
         records: Records,
     ) -> Self {
+        let discovery = Discovery::new(&config.node, &config.resolvers);
         Self {
             config,
             mesh_cgroup,
             image,
-            discovery: Arc::default(),
+            discovery: Arc::new(discovery),
             control: Control::new(),
             records,
+            news: Arc::default(),
             capture: Mutex::new(capture),
             pods: Mutex::default(),
         }

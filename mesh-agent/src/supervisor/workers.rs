@@ -13,7 +13,7 @@ use mesh_api::convert::address_to_bytes;
 use mesh_api::worker::{Counter, Pod};
 use mesh_core::identity::Identity;
 use metrics::counter;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::adopt;
@@ -23,7 +23,9 @@ use super::csr::{Svid, chain_from_pem, chain_to_pem};
 use super::legacy::Legacy;
 use super::netns::Netns;
 use super::pods::{Goal, PodRecord};
-use super::report::{PodReport, PodState};
+use super::report::PodState;
+use super::reporter::Reporter;
+use super::rules::Rules;
 use super::session::{Session, SessionEnd};
 use super::shared::Shared;
 use crate::sandbox::cgroup::PodCgroup;
@@ -45,16 +47,17 @@ pub(super) struct PodTask {
     pub(super) shared: Arc<Shared>,
     pub(super) record: PodRecord,
     pub(super) identity: Identity,
-    pub(super) report: Arc<watch::Sender<PodReport>>,
+    pub(super) report: Arc<Reporter>,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) legacy: Legacy,
     pub(super) counters: Counters,
     pub(super) netns: Netns,
     pub(super) goal: Goal,
     pub(super) cgroup: Option<PodCgroup>,
+    pub(super) rules: Rules,
     policy: RestartPolicy,
     /// When the last worker's end was noticed, until the next one is ready.
-    ended_at: Option<Instant>,
+    pub(super) ended_at: Option<Instant>,
 }
 
 /// What came of a step that a command can cut short.
@@ -70,7 +73,7 @@ impl PodTask {
         record: PodRecord,
         netns: Netns,
         goal: Goal,
-        report: Arc<watch::Sender<PodReport>>,
+        report: Arc<Reporter>,
         commands: mpsc::Receiver<Command>,
     ) -> Result<Self, String> {
         let identity: Identity = goal.identity.parse().map_err(|e| format!("{e}"))?;
@@ -85,6 +88,7 @@ impl PodTask {
             netns,
             goal,
             cgroup: None,
+            rules: Rules::default(),
             policy: RestartPolicy::default(),
             ended_at: None,
         })
@@ -237,6 +241,11 @@ impl PodTask {
             self.report.send_modify(|report| {
                 report.worker_pid = None;
                 report.ready = false;
+                report.worker_version.clear();
+                report.policy_version.clear();
+                // The next worker finds out anew.
+                report.unhealthy = false;
+                report.health_detail.clear();
             });
         }
         end
@@ -301,35 +310,5 @@ impl PodTask {
         }
         self.legacy.svid = Some(svid);
         self.save();
-    }
-
-    /// Something is in the way for now.
-    pub(super) fn stumbled(&self, why: &str) {
-        self.report.send_modify(|report| {
-            report.state = PodState::Starting;
-            report.ready = false;
-            why.clone_into(&mut report.reason);
-        });
-    }
-
-    pub(super) fn now_enrolled(&mut self, pid: i32) {
-        let news = self.report.send_if_modified(|report| {
-            let news = report.state != PodState::Enrolled || !report.ready;
-            report.state = PodState::Enrolled;
-            report.ready = true;
-            report.reason.clear();
-            news
-        });
-        if !news {
-            return;
-        }
-        let (pod, identity) = (&self.record.key, &self.goal.identity);
-        match self.ended_at.take() {
-            None => tracing::info!(%pod, pid, identity, "enrolled"),
-            Some(ended_at) => {
-                let outage_ms = ended_at.elapsed().as_secs_f64() * 1e3;
-                tracing::info!(%pod, pid, outage_ms, identity, "enrolled again, with a new worker");
-            }
-        }
     }
 }

@@ -1,6 +1,10 @@
 //! One running worker, from its start or adoption to its end: the supervisor's side of the
 //! channel.
 
+mod certificates;
+mod changes;
+mod end;
+
 use std::collections::VecDeque;
 use std::future::pending;
 use std::io;
@@ -11,22 +15,21 @@ use mesh_api::WORKER_PROTOCOL_VERSION;
 use mesh_api::worker::to_supervisor::Message as FromWorker;
 use mesh_api::worker::to_worker::Message as ForWorker;
 use mesh_api::worker::{
-    Certificate, CertificateRefused, Change, Changes, Counter, Drain, MetricsRequest, Resync,
-    Start, ToWorker, TrustBundle, change,
+    Certificate, Counter, MetricsRequest, Resync, Start, ToWorker, TrustBundle,
 };
-use nix::sys::signal::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
 
+use super::budget::Budget;
 use super::events;
 use super::join::now_s;
-use super::lookups::{Budget, Lookups};
-use super::signing::{Signing, SigningEvent, next_signing};
+use super::signing::{Signing, next_signing};
 use super::workers::{Command, PodTask};
 use crate::channel::SupervisorChannel;
-use crate::sandbox::{Exit, Newborn};
+use crate::sandbox::Newborn;
+use changes::Told;
 
 /// Messages that may wait for a worker; with more, nothing further is read from it.
 const OUTBOX_LIMIT: usize = 1_024;
@@ -48,12 +51,6 @@ pub(super) enum SessionEnd {
     Leave(Duration),
     /// The supervisor is going away; the worker stays.
     Detached,
-}
-
-fn of(change: change::Change) -> Change {
-    Change {
-        change: Some(change),
-    }
 }
 
 type Outbox = VecDeque<(ToWorker, Vec<OwnedFd>)>;
@@ -82,10 +79,9 @@ pub(super) struct Session<'a> {
     channel: SupervisorChannel,
     death: AsyncFd<OwnedFd>,
     outbox: Outbox,
-    lookups: Lookups,
+    told: Told,
     budget: Budget,
     lines: events::LineBudget,
-    changes: watch::Receiver<u64>,
     signing: Option<Signing>,
     signed_at: Option<Instant>,
     /// A request that came too soon after another: when its turn is.
@@ -109,13 +105,12 @@ impl<'a> Session<'a> {
             .map_err(|e| e.into_parts().1)?;
         let now = Instant::now();
         Ok(Self {
-            changes: task.shared.discovery.changes(),
+            told: Told::new(task.shared.discovery.changes()),
             task,
             worker,
             channel,
             death,
             outbox: Outbox::new(),
-            lookups: Lookups::default(),
             budget: Budget::new(now),
             lines: events::LineBudget::new(now),
             signing: None,
@@ -139,15 +134,6 @@ impl<'a> Session<'a> {
         ));
     }
 
-    /// What takes effect in the worker at once.
-    fn tell(&mut self, changes: Vec<Change>) {
-        let changes = Changes {
-            changes,
-            more: false,
-        };
-        self.post(ForWorker::Changes(changes));
-    }
-
     /// First words to a worker that was just started.
     pub(super) fn greet(&mut self) -> io::Result<()> {
         let (fds, duplicates) = self.task.legacy.hand_over()?;
@@ -162,6 +148,7 @@ impl<'a> Session<'a> {
         let message = Some(ForWorker::Start(start));
         self.outbox.push_back((ToWorker { message }, duplicates));
         self.post_trust();
+        self.discovery_changed();
         if let Some(svid) = self.task.legacy.valid_svid(now_s()) {
             let chain = svid.chain.clone();
             self.post(ForWorker::Certificate(Certificate { chain }));
@@ -173,6 +160,7 @@ impl<'a> Session<'a> {
     pub(super) fn resync(&mut self) {
         self.post(ForWorker::Resync(Resync {}));
         self.post_trust();
+        self.discovery_changed();
     }
 
     fn post_trust(&mut self) {
@@ -187,7 +175,13 @@ impl<'a> Session<'a> {
             let backlog = self.outbox.len() >= OUTBOX_LIMIT;
             let closed_until = self.budget.closed_until();
             let sign_at = self.sign_later.as_ref().map(|(at, _)| *at);
-            let wake = [self.deadline, self.enrol_at, sign_at, closed_until];
+            let wake = [
+                self.deadline,
+                self.enrol_at,
+                self.told.kernel_at,
+                sign_at,
+                closed_until,
+            ];
             let wake = wake.into_iter().flatten().min();
             let fault = tokio::select! {
                 biased;
@@ -208,16 +202,16 @@ impl<'a> Session<'a> {
                 }
                 _ = self.death.readable() => return self.bury(END_PATIENCE).await,
                 sent = send_first(&self.channel, &self.outbox) => match sent {
-                    Ok(()) => { self.outbox.pop_front(); Ok(()) }
+                    Ok(()) => { self.sent(); Ok(()) }
                     Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
-                        self.outbox.pop_front();
+                        self.sent();
                         tracing::error!(pod = %self.task.record.key, error = %e, "message to the worker left out");
                         Ok(())
                     }
                     Err(_) => return self.bury(END_PATIENCE).await,
                 },
                 event = next_signing(&mut self.signing) => { self.signing_event(event); Ok(()) }
-                Ok(()) = self.changes.changed(), if !backlog => { self.discovery_changed(); Ok(()) }
+                Ok(()) = self.told.changes.changed() => { self.discovery_changed(); Ok(()) }
                 () = until(wake) => self.tick(),
             };
             if let Err(why) = fault {
@@ -239,6 +233,9 @@ impl<'a> Session<'a> {
         if self.enrol_at.is_some_and(|at| at <= now) {
             self.enrol();
         }
+        if self.told.kernel_at.is_some_and(|at| at <= now) {
+            self.update_kernel();
+        }
         if let Some((_, csr)) = self.sign_later.take_if(|(at, _)| *at <= now) {
             self.sign(csr, now);
         }
@@ -249,7 +246,9 @@ impl<'a> Session<'a> {
     }
 
     fn step_taken(&mut self) {
-        let waiting = self.signing.is_some() || self.sign_later.is_some() || self.ready;
+        let signing = self.signing.is_some() || self.sign_later.is_some();
+        // Without policy it can't be ready, and that is not its fault.
+        let waiting = signing || self.ready || !self.told.has_policy();
         self.deadline = (!waiting).then(|| Instant::now() + STEP_PATIENCE);
     }
 
@@ -263,7 +262,10 @@ impl<'a> Session<'a> {
                     hello.protocol_version
                 ));
             }
-            FromWorker::Hello(_) => {}
+            FromWorker::Hello(hello) => {
+                let version = events::word(&hello.version);
+                self.task.report.send_modify(|r| r.worker_version = version);
+            }
             FromWorker::Listeners(listeners) => {
                 let cookie = self.task.record.netns_id.cookie;
                 self.task
@@ -282,19 +284,8 @@ impl<'a> Session<'a> {
                 });
                 self.enrol();
             }
-            FromWorker::ResolveDestination(question) => {
-                let discovery = &self.task.shared.discovery;
-                if let Some(answer) = self.lookups.ask(discovery, &question)? {
-                    self.tell(vec![of(change::Change::Destination(answer))]);
-                }
-            }
-            FromWorker::ResolveSource(question) => {
-                let address = mesh_api::convert::address_from_bytes(&question.address, "address");
-                let address = address.map_err(|e| e.to_string())?;
-                if let Some(answer) = self.task.shared.discovery.source(address) {
-                    self.tell(vec![of(change::Change::Source(answer))]);
-                }
-            }
+            FromWorker::ResolveDestination(question) => self.asked_destination(&question)?,
+            FromWorker::ResolveSource(question) => self.asked_source(&question)?,
             FromWorker::Refusal(refusal) => {
                 if self.lines.allow(Instant::now()) {
                     events::log_worker_refusal(&self.task.record.key, &refusal);
@@ -312,7 +303,9 @@ impl<'a> Session<'a> {
                     let _ = reply.send(self.task.counters.totals());
                 }
             }
-            FromWorker::Drained(_) | FromWorker::Applied(_) | FromWorker::Health(_) => {}
+            FromWorker::Applied(applied) => self.applied(&applied.version),
+            FromWorker::Health(health) => self.task.health_told(&health, &mut self.lines),
+            FromWorker::Drained(_) => {}
             FromWorker::StartFailed(failed) => {
                 self.task.stumbled(&failed.why);
                 self.last_words = Some(failed.why);
@@ -330,52 +323,6 @@ impl<'a> Session<'a> {
         self.post(ForWorker::MetricsRequest(MetricsRequest { id }));
     }
 
-    fn discovery_changed(&mut self) {
-        let refreshed = self.lookups.refresh(&self.task.shared.discovery);
-        let changes = refreshed.into_iter().map(change::Change::Destination);
-        let changes: Vec<_> = changes.map(of).collect();
-        if !changes.is_empty() {
-            self.tell(changes);
-        }
-    }
-
-    /// One request after the other, and not too many: control serves every node.
-    fn asked_to_sign(&mut self, csr: Vec<u8>) {
-        let now = Instant::now();
-        let at = self.signed_at.map_or(now, |last| last + SIGNING_INTERVAL);
-        if at <= now {
-            self.sign(csr, now);
-        } else {
-            self.sign_later = Some((at, csr));
-        }
-    }
-
-    fn sign(&mut self, csr: Vec<u8>, now: Instant) {
-        self.signed_at = Some(now);
-        self.sign_later = None;
-        self.signing = Some(Signing::start(self.task, csr));
-    }
-
-    fn signing_event(&mut self, event: SigningEvent) {
-        match event {
-            SigningEvent::Signed(svid) => {
-                self.signing = None;
-                self.post(ForWorker::Certificate(Certificate {
-                    chain: svid.chain.clone(),
-                }));
-                self.task.keep_certificate(svid);
-                self.step_taken();
-            }
-            SigningEvent::Lost(why) => {
-                self.signing = None;
-                self.post(ForWorker::CertificateRefused(CertificateRefused { why }));
-            }
-            SigningEvent::Refused(why) => {
-                self.post(ForWorker::CertificateRefused(CertificateRefused { why }));
-            }
-        }
-    }
-
     /// The worker is ready: steers traffic to it. Doing so again changes nothing.
     fn enrol(&mut self) {
         match self.task.enrol() {
@@ -386,64 +333,6 @@ impl<'a> Session<'a> {
             Err(why) => {
                 self.task.stumbled(&why);
                 self.enrol_at = Some(Instant::now() + ENROL_RETRY);
-            }
-        }
-    }
-
-    /// Asks the worker to finish and sees to it that it is gone.
-    pub(super) async fn finish(&mut self, drain: Duration) {
-        if !drain.is_zero() {
-            let deadline_ms = u32::try_from(drain.as_millis()).unwrap_or(u32::MAX);
-            self.post(ForWorker::Drain(Drain { deadline_ms }));
-            let flush_and_wait = async {
-                while !self.outbox.is_empty() {
-                    tokio::select! {
-                        sent = send_first(&self.channel, &self.outbox) => match sent {
-                            Ok(()) => drop(self.outbox.pop_front()),
-                            Err(_) => break,
-                        },
-                        _ = self.death.readable() => return,
-                    }
-                }
-                let _ = self.death.readable().await;
-            };
-            let _ = timeout(drain + END_PATIENCE, flush_and_wait).await;
-        }
-        self.bury(Duration::ZERO).await;
-    }
-
-    /// Waits for the worker's end, and hastens it after `patience`.
-    async fn bury(&mut self, patience: Duration) -> SessionEnd {
-        if timeout(patience, self.death.readable()).await.is_err() {
-            // ESRCH: it has ended meanwhile.
-            let _ = self.worker.signal(Signal::SIGKILL);
-            if timeout(STEP_PATIENCE, self.death.readable()).await.is_err() {
-                tracing::error!(pod = %self.task.record.key, pid = self.worker.pid, "the worker doesn't end on SIGKILL (a stuck device or debugger?)");
-            }
-        }
-        self.listen_to_last_words();
-        let exit = match self.worker.exited() {
-            Ok(Some(Exit::Code(code))) => format!("exit code {code}"),
-            Ok(Some(Exit::Signal(signal))) => format!("signal {signal}"),
-            Ok(Some(Exit::Unknown)) => "end unknown, it was adopted".to_owned(),
-            Ok(None) => "still there".to_owned(),
-            Err(e) => format!("end unknown: {e}"),
-        };
-        SessionEnd::Died(match self.last_words.take() {
-            Some(words) => format!("{words} ({exit})"),
-            None => exit,
-        })
-    }
-
-    /// What a dead worker had sent: its reason, most of all.
-    fn listen_to_last_words(&mut self) {
-        use futures_util::FutureExt as _;
-        for _ in 0..OUTBOX_LIMIT {
-            let Some(Ok(Some((message, _)))) = self.channel.recv().now_or_never() else {
-                return;
-            };
-            if let Some(FromWorker::StartFailed(failed)) = message.message {
-                self.last_words = Some(failed.why);
             }
         }
     }

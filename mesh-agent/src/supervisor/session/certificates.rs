@@ -1,0 +1,47 @@
+//! Certificates for the worker.
+
+use mesh_api::worker::to_worker::Message as ForWorker;
+use mesh_api::worker::{Certificate, CertificateRefused};
+use tokio::time::Instant;
+
+use super::{SIGNING_INTERVAL, Session};
+use crate::supervisor::signing::{Signing, SigningEvent};
+
+impl Session<'_> {
+    /// One request after the other, and not too many: control serves every node.
+    pub(super) fn asked_to_sign(&mut self, csr: Vec<u8>) {
+        let now = Instant::now();
+        let at = self.signed_at.map_or(now, |last| last + SIGNING_INTERVAL);
+        if at <= now {
+            self.sign(csr, now);
+        } else {
+            self.sign_later = Some((at, csr));
+        }
+    }
+
+    pub(super) fn sign(&mut self, csr: Vec<u8>, now: Instant) {
+        self.signed_at = Some(now);
+        self.sign_later = None;
+        self.signing = Some(Signing::start(self.task, csr));
+    }
+
+    pub(super) fn signing_event(&mut self, event: SigningEvent) {
+        match event {
+            SigningEvent::Signed(svid) => {
+                self.signing = None;
+                self.post(ForWorker::Certificate(Certificate {
+                    chain: svid.chain.clone(),
+                }));
+                self.task.keep_certificate(svid);
+                self.step_taken();
+            }
+            SigningEvent::Lost(why) => {
+                self.signing = None;
+                self.post(ForWorker::CertificateRefused(CertificateRefused { why }));
+            }
+            SigningEvent::Refused(why) => {
+                self.post(ForWorker::CertificateRefused(CertificateRefused { why }));
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What the worker and the kernel programs are told of discovery: the pod's policy, and the
+//! destinations and sources that the worker has asked for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::worker::change::Change;
+use mesh_api::worker::to_worker::Message as ForWorker;
+use mesh_api::worker::{ResolveDestination, ResolveSource};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Session;
+use crate::supervisor::lookups::Lookups;
+use crate::supervisor::packets::batch;
+
+/// When a policy that the kernel refused is tried again.
+const KERNEL_RETRY: Duration = Duration::from_secs(1);
+
+/// What the worker knows.
+pub(super) struct Told {
+    pub(super) changes: watch::Receiver<u64>,
+    /// When the kernel is to be told again what it refused.
+    pub(super) kernel_at: Option<Instant>,
+    lookups: Lookups,
+    /// Version that the policy sent last was made from; `None` before there is one.
+    policy: Option<String>,
+    /// The worker has said that it is in force.
+    applied: bool,
+    /// Version whose policy equals the one sent last, and whose answers the worker has.
+    current: Arc<str>,
+    /// The policy is another than the one sent last.
+    policy_due: bool,
+    /// Discovery has gone on while changes waited for the worker.
+    due: bool,
+    /// Messages with changes that wait for the worker.
+    waiting: usize,
+}
+
+impl Told {
+    pub(super) fn new(changes: watch::Receiver<u64>) -> Self {
+        Self {
+            changes,
+            kernel_at: None,
+            lookups: Lookups::default(),
+            policy: None,
+            applied: false,
+            current: Arc::default(),
+            policy_due: true,
+            due: false,
+            waiting: 0,
+        }
+    }
+
+    pub(super) fn has_policy(&self) -> bool {
+        self.policy.is_some()
+    }
+}
+
+impl Session<'_> {
+    /// The first message that waited is with the worker.
+    pub(super) fn sent(&mut self) {
+        let sent = self.outbox.pop_front();
+        let message = sent.and_then(|(message, _)| message.message);
+        if matches!(message, Some(ForWorker::Changes(_))) {
+            self.told.waiting -= 1;
+            if self.told.due {
+                self.tell_worker();
+            }
+        }
+    }
+
+    /// Queues what takes effect in the worker at once.
+    fn tell(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let batch = batch(changes);
+        for what in batch.left_out {
+            let pod = &self.task.record.key;
+            tracing::error!(%pod, what, "too large to be told to the worker, left out");
+        }
+        for message in batch.messages {
+            self.told.waiting += 1;
+            self.post(ForWorker::Changes(message));
+        }
+    }
+
+    /// Takes in what discovery says now.
+    pub(super) fn discovery_changed(&mut self) {
+        let discovery = self.task.shared.discovery.clone();
+        if let Some(view) = discovery.known() {
+            let uid = self.task.goal.uid.as_str();
+            self.told.policy_due |= self.task.rules.refresh(&view, uid);
+            drop(view);
+            self.update_kernel();
+            self.tell_worker();
+        }
+    }
+
+    /// Tells the worker what is news to it, once it has taken what was told before: one that is
+    /// slow gets the latest, not every state in between.
+    fn tell_worker(&mut self) {
+        self.told.due = self.told.waiting > 0;
+        let discovery = self.task.shared.discovery.clone();
+        let Some(view) = discovery.known().filter(|_| !self.told.due) else {
+            return;
+        };
+        let policy = self
+            .told
+            .policy_due
+            .then(|| self.task.rules.message(&view.version));
+        let policy = policy.flatten();
+        if policy.is_some() {
+            self.told.policy_due = false;
+            self.told.policy = Some(view.version.to_string());
+            self.told.applied = false;
+        }
+        self.told.current = view.version.clone();
+        let answers = self.told.lookups.refresh(&view);
+        drop(view);
+        self.tell(policy.map(Change::Policy).into_iter().chain(answers));
+        self.report_policy();
+    }
+
+    pub(super) fn asked_destination(
+        &mut self,
+        question: &ResolveDestination,
+    ) -> Result<(), String> {
+        let discovery = self.task.shared.discovery.clone();
+        let view = discovery.known();
+        let answer = self.told.lookups.destination(view.as_deref(), question)?;
+        self.tell(answer);
+        Ok(())
+    }
+
+    pub(super) fn asked_source(&mut self, question: &ResolveSource) -> Result<(), String> {
+        let discovery = self.task.shared.discovery.clone();
+        let view = discovery.known();
+        let answer = self.told.lookups.source(view.as_deref(), question)?;
+        self.tell(answer);
+        Ok(())
+    }
+
+    /// The worker has a policy in force.
+    pub(super) fn applied(&mut self, version: &str) {
+        if self.told.policy.as_deref() == Some(version) {
+            self.told.applied = true;
+            self.report_policy();
+        }
+    }
+
+    fn report_policy(&self) {
+        let audit = self.task.rules.audit();
+        let in_force = self.told.applied.then_some(&*self.told.current);
+        self.task.report.send_if_modified(|report| {
+            let level = audit.map(Into::into);
+            let news = report.level != level
+                || in_force.is_some_and(|version| report.policy_version != version);
+            report.level = level;
+            if let Some(version) = in_force {
+                version.clone_into(&mut report.policy_version);
+            }
+            news
+        });
+    }
+
+    /// Brings the kernel programs up to date; what they refuse is tried again.
+    pub(super) fn update_kernel(&mut self) {
+        self.told.kernel_at = match self.task.update_kernel() {
+            Ok(()) => None,
+            Err(why) => {
+                let pod = &self.task.record.key;
+                tracing::error!(%pod, why, "the kernel did not take the pod's policy; the one before stays, trying on");
+                Some(Instant::now() + KERNEL_RETRY)
+            }
+        };
+    }
+}

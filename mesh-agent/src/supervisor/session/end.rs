@@ -1,0 +1,72 @@
+//! A worker's end: asked for, or found.
+
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use mesh_api::worker::Drain;
+use mesh_api::worker::to_supervisor::Message as FromWorker;
+use mesh_api::worker::to_worker::Message as ForWorker;
+use nix::sys::signal::Signal;
+use tokio::time::timeout;
+
+use super::{END_PATIENCE, OUTBOX_LIMIT, STEP_PATIENCE, Session, SessionEnd, send_first};
+use crate::sandbox::Exit;
+
+impl Session<'_> {
+    /// Asks the worker to finish and sees to it that it is gone.
+    pub(in crate::supervisor) async fn finish(&mut self, drain: Duration) {
+        if !drain.is_zero() {
+            let deadline_ms = u32::try_from(drain.as_millis()).unwrap_or(u32::MAX);
+            self.post(ForWorker::Drain(Drain { deadline_ms }));
+            let flush_and_wait = async {
+                while !self.outbox.is_empty() {
+                    tokio::select! {
+                        sent = send_first(&self.channel, &self.outbox) => match sent {
+                            Ok(()) => drop(self.outbox.pop_front()),
+                            Err(_) => break,
+                        },
+                        _ = self.death.readable() => return,
+                    }
+                }
+                let _ = self.death.readable().await;
+            };
+            let _ = timeout(drain + END_PATIENCE, flush_and_wait).await;
+        }
+        self.bury(Duration::ZERO).await;
+    }
+
+    /// Waits for the worker's end, and hastens it after `patience`.
+    pub(super) async fn bury(&mut self, patience: Duration) -> SessionEnd {
+        if timeout(patience, self.death.readable()).await.is_err() {
+            // ESRCH: it has ended meanwhile.
+            let _ = self.worker.signal(Signal::SIGKILL);
+            if timeout(STEP_PATIENCE, self.death.readable()).await.is_err() {
+                tracing::error!(pod = %self.task.record.key, pid = self.worker.pid, "the worker doesn't end on SIGKILL (a stuck device or debugger?)");
+            }
+        }
+        self.listen_to_last_words();
+        let exit = match self.worker.exited() {
+            Ok(Some(Exit::Code(code))) => format!("exit code {code}"),
+            Ok(Some(Exit::Signal(signal))) => format!("signal {signal}"),
+            Ok(Some(Exit::Unknown)) => "end unknown, it was adopted".to_owned(),
+            Ok(None) => "still there".to_owned(),
+            Err(e) => format!("end unknown: {e}"),
+        };
+        SessionEnd::Died(match self.last_words.take() {
+            Some(words) => format!("{words} ({exit})"),
+            None => exit,
+        })
+    }
+
+    /// What a dead worker had sent: its reason, most of all.
+    fn listen_to_last_words(&mut self) {
+        for _ in 0..OUTBOX_LIMIT {
+            let Some(Ok(Some((message, _)))) = self.channel.recv().now_or_never() else {
+                return;
+            };
+            if let Some(FromWorker::StartFailed(failed)) = message.message {
+                self.last_words = Some(failed.why);
+            }
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! The client's side of delta xDS, without I/O: what to send on a new stream, and what
+//! responses do to the resources that are held.
+//!
+//! Responses are acknowledged one by one and take effect together: a change of the mesh ends
+//! with the response that says that no more belong to it, and on a new stream not before every
+//! type has answered. Nobody sees half a change, in the model or on disk.
+
+mod resource;
+mod unreadable;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status};
+use mesh_core::identity::TrustDomain;
+
+pub(super) use resource::Change;
+use resource::{Kind, Read, ResourceType, put, put_stand_in, read, removal};
+
+/// gRPC's INVALID_ARGUMENT, as a NACK carries it.
+const INVALID_ARGUMENT: i32 = 3;
+/// Most faults that a NACK spells out.
+const FAULTS_TOLD: usize = 8;
+/// Type of what is kept over a restart: resources of all types.
+const SNAPSHOT_TYPE: &str = "nodemesh.dev/discovery-snapshot";
+
+/// A resource as it was taken, to be kept over restarts.
+#[derive(Clone, Debug, PartialEq)]
+struct Held {
+    version: String,
+    resource: Resource,
+    kind: Kind,
+}
+
+/// What was taken and is not in effect yet.
+#[derive(Clone, Debug)]
+enum Staged {
+    Put(Resource, Box<Read>),
+    Remove(String),
+    /// A policy that can't be read.
+    Unreadable(Resource),
+}
+
+/// What takes effect at once.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Commit {
+    /// Version of the whole mesh that control gives.
+    pub(super) version: String,
+    /// Changes to the model, in order.
+    pub(super) changes: Vec<Change>,
+}
+
+/// What one response did.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Applied {
+    /// ACK or NACK.
+    pub(super) request: DeltaDiscoveryRequest,
+    /// What takes effect; `None` while more is to come.
+    pub(super) commit: Option<Commit>,
+    /// What was not taken, and why.
+    pub(super) faults: Vec<String>,
+}
+
+type Name = (ResourceType, String);
+
+/// The resources that this node holds.
+#[derive(Clone, Debug)]
+pub(super) struct XdsState {
+    trust_domain: TrustDomain,
+    held: BTreeMap<Name, Held>,
+    staged: Vec<(ResourceType, Staged)>,
+    /// Types that have answered on this stream.
+    answered: BTreeSet<ResourceType>,
+    /// Policies whose present version can't be read.
+    unreadable: BTreeSet<Name>,
+    version: String,
+}
+
+impl XdsState {
+    pub(super) fn new(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            held: BTreeMap::new(),
+            staged: Vec::new(),
+            answered: BTreeSet::new(),
+            unreadable: BTreeSet::new(),
+            version: String::new(),
+        }
+    }
+
+    /// First requests of a stream: subscribe to everything, and tell what is held already.
+    /// What an earlier stream left unfinished is forgotten; control sends it again.
+    pub(super) fn subscribe(&mut self, node: &str) -> Vec<DeltaDiscoveryRequest> {
+        self.staged.clear();
+        self.answered.clear();
+        let request = |kind: ResourceType| DeltaDiscoveryRequest {
+            node: Some(Node {
+                id: node.to_owned(),
+            }),
+            type_url: kind.url().to_owned(),
+            resource_names_subscribe: vec!["*".to_owned()],
+            initial_resource_versions: self.versions(kind),
+            ..DeltaDiscoveryRequest::default()
+        };
+        ResourceType::ALL.map(request).into()
+    }
+
+    /// What control need not send again. It does send again what can't be read: this agent may
+    /// be another one by then.
+    fn versions(&self, kind: ResourceType) -> std::collections::HashMap<String, String> {
+        let of_kind = self.held.iter().filter(|((k, _), _)| *k == kind);
+        let readable = of_kind.filter(|(_, held)| held.kind != Kind::StandIn);
+        let version = |((_, name), held): (&Name, &Held)| (name.clone(), held.version.clone());
+        readable.map(version).collect()
+    }
+
+    /// Takes what is right in a response. What isn't is refused with the reason, and leaves
+    /// what was held under that name as it is.
+    pub(super) fn apply(&mut self, response: DeltaDiscoveryResponse) -> Applied {
+        let mut faults = Vec::new();
+        match ResourceType::of(&response.type_url) {
+            Some(kind) => {
+                self.answered.insert(kind);
+                // Removals first: an address may go from one resource to another.
+                let removed = response.removed_resources.into_iter();
+                self.staged
+                    .extend(removed.map(|name| (kind, Staged::Remove(name))));
+                for resource in response.resources {
+                    faults.extend(self.stage(kind, resource).err());
+                }
+            }
+            None => faults.push(format!("unknown type {:?}", response.type_url)),
+        }
+        let complete = !response.more && self.answered.len() == ResourceType::ALL.len();
+        let commit = complete.then(|| self.commit(response.system_version_info));
+        let error_detail = (!faults.is_empty()).then(|| Status {
+            code: INVALID_ARGUMENT,
+            message: told(&faults),
+        });
+        Applied {
+            request: DeltaDiscoveryRequest {
+                type_url: response.type_url,
+                response_nonce: response.nonce,
+                error_detail,
+                ..DeltaDiscoveryRequest::default()
+            },
+            commit,
+            faults,
+        }
+    }
+
+    fn stage(&mut self, kind: ResourceType, resource: Resource) -> Result<(), String> {
+        match read(&resource, kind, &self.trust_domain) {
+            Ok(read) => {
+                self.staged
+                    .push((kind, Staged::Put(resource, Box::new(read))));
+                Ok(())
+            }
+            Err(why) => {
+                let fault = format!("{:?}: {why}", resource.name);
+                if kind == ResourceType::Policy {
+                    self.staged.push((kind, Staged::Unreadable(resource)));
+                }
+                Err(fault)
+            }
+        }
+    }
+
+    fn commit(&mut self, version: String) -> Commit {
+        self.version.clone_from(&version);
+        let mut changes = Vec::new();
+        for (kind, staged) in std::mem::take(&mut self.staged) {
+            match staged {
+                Staged::Put(resource, read) => changes.extend(self.hold(kind, resource, *read)),
+                Staged::Remove(name) => {
+                    let key = (kind, name);
+                    self.unreadable.remove(&key);
+                    if let Some(held) = self.held.remove(&key) {
+                        changes.extend(removal(held.kind, &key.1));
+                    }
+                }
+                Staged::Unreadable(resource) => {
+                    changes.extend(self.hold_unreadable(kind, resource));
+                }
+            }
+        }
+        Commit { version, changes }
+    }
+
+    fn hold(&mut self, kind: ResourceType, resource: Resource, read: Read) -> Vec<Change> {
+        let name = (kind, resource.name.clone());
+        let held = Held {
+            version: resource.version.clone(),
+            resource,
+            kind: read.kind(),
+        };
+        self.unreadable.remove(&name);
+        let before = self.held.insert(name.clone(), held).map(|held| held.kind);
+        let turned = before.filter(|before| *before != read.kind());
+        let mut changes = turned.map_or_else(Vec::new, |before| removal(before, &name.1));
+        changes.push(put(read));
+        changes
+    }
+
+    fn hold_unreadable(&mut self, kind: ResourceType, resource: Resource) -> Vec<Change> {
+        let name = (kind, resource.name.clone());
+        self.unreadable.insert(name.clone());
+        let before = self.held.get(&name).map(|held| held.kind);
+        if before.is_some_and(|kind| kind != Kind::StandIn) {
+            return Vec::new();
+        }
+        let mut changes = removal(Kind::StandIn, &name.1);
+        changes.extend(put_stand_in(unreadable::stand_in(&resource)));
+        let held = Held {
+            version: resource.version.clone(),
+            resource,
+            kind: Kind::StandIn,
+        };
+        self.held.insert(name, held);
+        changes
+    }
+
+    /// Names of the policies whose present version can't be read.
+    pub(super) fn unreadable(&self) -> Vec<String> {
+        self.unreadable
+            .iter()
+            .map(|(_, name)| name.clone())
+            .collect()
+    }
+
+    /// Everything in effect, as one response: what is kept over a restart.
+    pub(super) fn snapshot(&self) -> DeltaDiscoveryResponse {
+        let resources = self.held.values().map(|held| held.resource.clone());
+        DeltaDiscoveryResponse {
+            type_url: SNAPSHOT_TYPE.to_owned(),
+            system_version_info: self.version.clone(),
+            resources: resources.collect(),
+            ..DeltaDiscoveryResponse::default()
+        }
+    }
+
+    /// Takes up a snapshot, with the commit that makes it the model and what of it can't be
+    /// read.
+    ///
+    /// # Errors
+    /// If it is no snapshot of this kind: one without policies must not pass for a mesh that
+    /// has none.
+    pub(super) fn restore(
+        trust_domain: TrustDomain,
+        snapshot: DeltaDiscoveryResponse,
+    ) -> Result<(Self, Commit, Vec<String>), String> {
+        if snapshot.type_url != SNAPSHOT_TYPE {
+            return Err(format!("it is of type {:?}", snapshot.type_url));
+        }
+        let mut state = Self::new(trust_domain);
+        let mut faults = Vec::new();
+        for resource in snapshot.resources {
+            let url = resource.resource.as_ref().map(|any| any.type_url.as_str());
+            match url.and_then(ResourceType::of) {
+                Some(kind) => faults.extend(state.stage(kind, resource).err()),
+                None => faults.push(format!("{:?}: unknown type {url:?}", resource.name)),
+            }
+        }
+        let commit = state.commit(snapshot.system_version_info);
+        Ok((state, commit, faults))
+    }
+}
+
+fn told(faults: &[String]) -> String {
+    let mut text = faults
+        .iter()
+        .take(FAULTS_TOLD)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("; ");
+    if faults.len() > FAULTS_TOLD {
+        text.push_str(&format!("; and {} more", faults.len() - FAULTS_TOLD));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;
