@@ -12,6 +12,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::cgroup::Cgroup;
 use crate::pod::Pod;
@@ -154,7 +156,7 @@ impl<'a> PodCommand<'a> {
             child,
             stdout,
             stderr,
-            _cgroup: cgroup,
+            cgroup,
         })
     }
 
@@ -210,7 +212,7 @@ pub struct App {
     child: Child,
     stdout: PathBuf,
     stderr: PathBuf,
-    _cgroup: Cgroup,
+    cgroup: Cgroup,
 }
 
 impl App {
@@ -265,6 +267,18 @@ impl App {
     pub fn wait_line(&self, needle: &str) -> Result<String> {
         wait::line_in_file(&self.stdout, needle, wait::PATIENCE)
             .with_context(|| format!("{} (it said: {})", self.name, self.stderr().trim_end()))
+    }
+
+    /// Sends a signal to it and to every process it has made.
+    ///
+    /// # Errors
+    /// If one of them is gone meanwhile.
+    pub fn signal_all(&self, signal: Signal) -> Result<()> {
+        for pid in self.cgroup.pids() {
+            kill(Pid::from_raw(pid), signal)
+                .with_context(|| format!("{signal} to a process of {}", self.name))?;
+        }
+        Ok(())
     }
 
     /// Kills it, by SIGKILL.

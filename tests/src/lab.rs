@@ -122,6 +122,15 @@ impl Lab {
         (&mut mesh.agents[node], &self.nodes[node])
     }
 
+    /// The control component.
+    ///
+    /// # Panics
+    /// If the mesh isn't running.
+    #[must_use]
+    pub fn control(&self) -> &Control {
+        &self.mesh.as_ref().expect("the mesh is running").control
+    }
+
     /// The control component, to kill or start it, with its host.
     ///
     /// # Panics

@@ -17,6 +17,7 @@
 //! ```
 
 pub mod app;
+pub mod call;
 pub mod cgroup;
 pub mod inject;
 pub mod interrupt;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::plan::{Enrolment, Locality, ServiceSpec};
+use crate::plan::{Enrolment, Locality, PodSpec, ServiceSpec};
 use crate::pod::Pod;
 
 /// Label that enrols a namespace.
@@ -84,8 +84,7 @@ pub(crate) fn members_talk_to_members() -> String {
 }
 
 /// A pod and its service account.
-pub(crate) fn pod(pod: &Pod, node: &str, terminating: bool) -> String {
-    let spec = &pod.spec;
+pub(crate) fn pod(spec: &PodSpec, pod: &Pod, node: &str, terminating: bool) -> String {
     let ports: String = spec
         .ports
         .iter()

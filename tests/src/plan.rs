@@ -1,7 +1,5 @@
 //! What a lab shall consist of: nodes, namespaces, pods, services, policies.
 
-use std::net::IpAddr;
-
 /// Which addresses a pod has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Families {
@@ -165,7 +163,7 @@ pub struct Plan {
     pub(crate) localities: Vec<Locality>,
     pub(crate) manifests: Vec<(String, String)>,
     pub(crate) default_policy: bool,
-    pub(crate) resolvers: Vec<IpAddr>,
+    pub(crate) resolvers: Vec<String>,
 }
 
 impl Plan {
@@ -249,10 +247,10 @@ impl Plan {
         self
     }
 
-    /// A DNS resolver of the cluster, which agents are told of.
+    /// The pod of this key is a DNS resolver of the cluster, which agents are told of.
     #[must_use]
-    pub fn resolver(mut self, address: impl Into<IpAddr>) -> Self {
-        self.resolvers.push(address.into());
+    pub fn resolver(mut self, pod: &str) -> Self {
+        self.resolvers.push(pod.to_owned());
         self
     }
 

@@ -100,21 +100,53 @@ impl Pod {
             self.netns.name()
         );
         let mut in_pod = "link set eth0 up\n".to_owned();
+        on_node.push_str(&self.routes(node, "add"));
         if let Some(v4) = self.v4 {
-            on_node.push_str(&format!("route add {v4} dev {link} src {}\n", node.v4()));
             in_pod.push_str(&format!(
                 "addr add {v4}/32 dev eth0\nroute add 169.254.1.1 dev eth0 scope link\n\
                  route add default via 169.254.1.1 dev eth0\n"
             ));
         }
         if let Some(v6) = self.v6 {
-            on_node.push_str(&format!("route add {v6} dev {link} src {}\n", node.v6()));
             in_pod.push_str(&format!(
                 "addr add {v6}/128 dev eth0 nodad\nroute add default via fe80::1 dev eth0\n"
             ));
         }
         node.netns.ip(&on_node)?;
         self.netns.ip(&in_pod)
+    }
+
+    /// The node's routes to it, for `ip -batch`.
+    fn routes(&self, node: &Host, verb: &str) -> String {
+        let link = &self.host_link;
+        let v4 = self.v4.map(|to| (IpAddr::V4(to), IpAddr::V4(node.v4())));
+        let v6 = self.v6.map(|to| (IpAddr::V6(to), IpAddr::V6(node.v6())));
+        let of_each = |(to, from)| format!("route {verb} {to} dev {link} src {from}\n");
+        v4.into_iter().chain(v6).map(of_each).collect()
+    }
+
+    /// Whatever comes for it through its node is silently dropped, until [`Self::reach`].
+    ///
+    /// # Errors
+    /// If the node's routes can't be changed.
+    pub fn black_hole(&self, node: &Host) -> Result<()> {
+        let of_each = |to| format!("route add blackhole {to}\n");
+        let batch: String = self.addresses().into_iter().map(of_each).collect();
+        node.netns.ip(&(self.unrouted() + &batch))
+    }
+
+    /// Undoes [`Self::black_hole`].
+    ///
+    /// # Errors
+    /// If the node's routes can't be changed.
+    pub fn reach(&self, node: &Host) -> Result<()> {
+        node.netns
+            .ip(&(self.unrouted() + &self.routes(node, "add")))
+    }
+
+    fn unrouted(&self) -> String {
+        let of_each = |to| format!("route del {to}\n");
+        self.addresses().into_iter().map(of_each).collect()
     }
 
     /// `<namespace>/<name>`.

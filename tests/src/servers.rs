@@ -77,6 +77,22 @@ pub fn redis(pod: &Pod) -> Result<App> {
     Ok(app)
 }
 
+/// A DNS server on port 53 of every address the pod has, which answers for `name` with
+/// `address` and knows nothing else.
+///
+/// # Errors
+/// If it can't be started or does not listen.
+pub fn dnsmasq(pod: &Pod, name: &str, address: IpAddr) -> Result<App> {
+    let app = pod
+        .command("dnsmasq")
+        .args(["--no-daemon", "--conf-file=/dev/null", "--no-resolv"])
+        .args(["--no-hosts", "--no-poll", "--pid-file="])
+        .arg(format!("--address=/{name}/{address}"))
+        .spawn()?;
+    pod.wait_listening(53)?;
+    Ok(app)
+}
+
 /// An iperf3 server on its port 5201.
 ///
 /// # Errors

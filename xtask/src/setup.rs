@@ -39,6 +39,8 @@ pub(crate) const TEST: &[Program] = &[
     programs::IPERF3,
     programs::OPENSSL,
     programs::NFT,
+    programs::DNSMASQ,
+    programs::DIG,
     programs::POSTGRES,
     programs::PSQL,
     programs::MARIADB,

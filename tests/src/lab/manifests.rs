@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::{Lab, service_addresses};
 use crate::manifest;
-use crate::plan::Enrolment;
+use crate::plan::{Enrolment, PodSpec};
 use crate::pod::Pod;
 
 /// File of the policies that a lab has unless its plan leaves them out.
@@ -45,7 +45,23 @@ impl Lab {
 
     pub(super) fn write_pod(&self, pod: &Pod) -> Result<()> {
         let node = self.nodes[pod.node()].name();
-        self.write_manifest(&pod_file(pod), &manifest::pod(pod, node, false))
+        self.write_manifest(&pod_file(pod), &manifest::pod(&pod.spec, pod, node, false))
+    }
+
+    /// Gives a pod other labels than its plan does, beside `app`.
+    ///
+    /// # Errors
+    /// If the manifest can't be written.
+    pub fn relabel_pod(&self, pod: &Pod, labels: &[(&str, &str)]) -> Result<()> {
+        let node = self.nodes[pod.node()].name();
+        let bare = PodSpec {
+            labels: Vec::new(),
+            ..pod.spec.clone()
+        };
+        let spec = labels
+            .iter()
+            .fold(bare, |spec, (key, value)| spec.label(key, value));
+        self.write_manifest(&pod_file(pod), &manifest::pod(&spec, pod, node, false))
     }
 
     /// Says of a pod that it is being deleted: it finishes what it has, and services have it
@@ -55,7 +71,7 @@ impl Lab {
     /// If the manifest can't be written.
     pub fn terminate_pod(&self, pod: &Pod) -> Result<()> {
         let node = self.nodes[pod.node()].name();
-        self.write_manifest(&pod_file(pod), &manifest::pod(pod, node, true))
+        self.write_manifest(&pod_file(pod), &manifest::pod(&pod.spec, pod, node, true))
     }
 
     /// Puts a manifest in place at once, as `<name>.yaml`, anew or instead of an earlier one;

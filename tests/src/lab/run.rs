@@ -1,5 +1,7 @@
 //! The mesh in a lab: started, told of pods, ended.
 
+use std::fmt::Display;
+use std::net::IpAddr;
 use std::{process, thread};
 
 use anyhow::{Context, Result, bail};
@@ -48,6 +50,12 @@ impl Lab {
         let group = daemons("control")?;
         let mut control = Control::new(&self.control_host, &pki, &self.manifests(), group)?;
         control.start(&self.control_host)?;
+        let resolvers: Vec<IpAddr> = self
+            .plan
+            .resolvers
+            .iter()
+            .flat_map(|key| self.pod(key).addresses())
+            .collect();
         let mut agents = Vec::new();
         let labs = process::id() % 1_000;
         for (host, index) in self.nodes.iter().zip(0u32..) {
@@ -55,7 +63,7 @@ impl Lab {
                 host,
                 instance: format!("{}{}", self.prefix, host.letter()),
                 uid_base: FIRST_WORKER_UID + (labs * 8 + index) * 1_024,
-                resolvers: &self.plan.resolvers,
+                resolvers: &resolvers,
             };
             let group = daemons(&format!("agent-{}", host.name()))?;
             agents.push(Agent::new(place, &control, &pki.join("root.pem"), group)?);
@@ -83,6 +91,14 @@ impl Lab {
             adds.into_iter().map(join).collect()
         });
         added.map(drop)
+    }
+
+    /// What `meshctl why` says of TCP from a pod to an address.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn why(&self, source: &str, to: impl Display) -> Result<String> {
+        self.control().meshctl(&["why", source, &to.to_string()])
     }
 
     fn tell_agent(&self, pod: &Pod) -> Result<()> {

@@ -70,6 +70,19 @@ impl Control {
             })
     }
 
+    /// A command of `meshctl` that asks this component; what it says.
+    ///
+    /// # Errors
+    /// With what it said, if it fails.
+    pub fn meshctl(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = std::process::Command::new(programs::mesh_binary("meshctl")?);
+        command
+            .args(arguments)
+            .arg("--control-socket")
+            .arg(self.state.join("admin.sock"));
+        run(&mut command)
+    }
+
     /// Where agents find it.
     #[must_use]
     pub fn url(&self) -> String {

@@ -1,7 +1,7 @@
 //! What an app sees of its connections' addresses.
 
 use std::io::{self, BufRead, BufReader, Write, copy};
-use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
 use socket2::{Domain, Socket, Type};
@@ -9,8 +9,17 @@ use socket2::{Domain, Socket, Type};
 /// Accepts connections; to each it says in one line whom it took it to be from (`accept`,
 /// `getpeername`) and for (`getsockname`), also on standard output, and then echoes until
 /// the client's end of stream.
-pub(crate) fn serve(address: SocketAddr) -> io::Result<()> {
-    answer_all(&listen(address, true)?)
+pub(crate) fn serve(address: IpAddr, ports: &[u16]) -> io::Result<()> {
+    let bound = ports
+        .iter()
+        .map(|port| listen(SocketAddr::new(address, *port), true));
+    let listeners: io::Result<Vec<TcpListener>> = bound.collect();
+    let threads: Vec<_> = listeners?
+        .into_iter()
+        .map(|listener| thread::spawn(move || answer_all(&listener)))
+        .collect();
+    let mut ends = threads.into_iter().map(thread::JoinHandle::join);
+    ends.try_for_each(|end| end.map_err(|_| io::Error::other("a listener's thread panicked"))?)
 }
 
 /// As [`serve`], without SO_REUSEADDR.

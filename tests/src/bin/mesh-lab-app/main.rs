@@ -9,11 +9,11 @@ mod volume;
 mod xdp;
 
 use std::io::{self, Error};
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::Ipv6Addr;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: mesh-lab-app MODE
-  serve PORT [ADDRESS]            tell each client the addresses seen, then echo
+  serve PORT[,PORT...] [ADDRESS]  tell each client the addresses seen, then echo
   serve-exclusive PORT            the same, without SO_REUSEADDR
   dial ADDRESS:PORT               connect to `serve`: addresses, then standard input, echoed
   volume-serve PORT               exchange checked streams with `volume`
@@ -39,10 +39,10 @@ fn main() -> ExitCode {
 fn run(words: &[&str]) -> io::Result<()> {
     raise_descriptor_limit()?;
     match words {
-        ["serve", port] => addresses::serve(SocketAddr::new(ANY.into(), number(port)?)),
-        ["serve", port, address] => {
+        ["serve", ports] => addresses::serve(ANY.into(), &numbers(ports)?),
+        ["serve", ports, address] => {
             let address = address.parse().map_err(Error::other)?;
-            addresses::serve(SocketAddr::new(address, number(port)?))
+            addresses::serve(address, &numbers(ports)?)
         }
         ["serve-exclusive", port] => addresses::serve_exclusive(number(port)?),
         ["dial", to] => addresses::dial(to),
@@ -62,6 +62,10 @@ const ANY: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
 fn number<N: std::str::FromStr>(text: &str) -> io::Result<N> {
     let bad = |_| Error::other(format!("no number: {text}"));
     text.parse().map_err(bad)
+}
+
+fn numbers(list: &str) -> io::Result<Vec<u16>> {
+    list.split(',').map(number).collect()
 }
 
 fn raise_descriptor_limit() -> io::Result<()> {
