@@ -1,11 +1,15 @@
 //! One flow of one pod, decided: by the pod's worker as it happens, and by whoever explains it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::authentication::Modes;
+use super::clause::{Condition, clauses};
+use super::index::{Filed, Index};
 use super::{
     Action, AuthenticationMode, AuthenticationPolicy, AuthorizationPolicy, Direction, Labels,
-    PeerTerm, PolicyKey, PortTerm, Protocol, Rule, Target, has_labels,
+    PolicyKey, Protocol,
 };
 use crate::identity::Identity;
 use crate::model::{Mesh, ServiceKey, Workload};
@@ -55,7 +59,14 @@ pub struct Decision<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct PodPolicy {
     authorizations: Vec<Arc<AuthorizationPolicy>>,
-    authentications: Vec<Arc<AuthenticationPolicy>>,
+    index: Index,
+    /// DENY policies by key, then ALLOW policies by key: a clause's rank is its policy's place.
+    ranked: Vec<PolicyKey>,
+    /// How many of `ranked` are DENY policies.
+    denying: usize,
+    needs_attributes: NeedsAttributes,
+    modes: Modes,
+    /// Sorted, and none v4-mapped.
     resolvers: Vec<IpAddr>,
 }
 
@@ -67,10 +78,35 @@ impl PodPolicy {
         authentications: Vec<Arc<AuthenticationPolicy>>,
         resolvers: Vec<IpAddr>,
     ) -> Self {
+        let mut ranks: BTreeMap<_, usize> = authorizations.iter().map(|p| (rank(p), 0)).collect();
+        for (place, known) in ranks.values_mut().enumerate() {
+            *known = place;
+        }
+        let mut needs_attributes = NeedsAttributes::default();
+        let mut filed = Vec::new();
+        for policy in &authorizations {
+            let rank = u32::try_from(ranks[&rank(policy)]).expect("fewer than 2^32 policies");
+            for clause in clauses(policy) {
+                needs_attributes.add(policy.direction, &clause.condition);
+                filed.extend(clause.ports.into_iter().map(|port| Filed {
+                    direction: policy.direction,
+                    port,
+                    condition: clause.condition.clone(),
+                    rank,
+                }));
+            }
+        }
+        let denying = ranks.keys().filter(|(allow, _)| !allow).count();
+        let ranked = ranks.into_keys().map(|(_, key)| key.clone()).collect();
+        let resolvers: BTreeSet<_> = resolvers.into_iter().map(|a| a.to_canonical()).collect();
         Self {
+            index: Index::new(filed),
+            ranked,
+            denying,
+            needs_attributes,
+            modes: Modes::new(authentications),
+            resolvers: resolvers.into_iter().collect(),
             authorizations,
-            authentications,
-            resolvers,
         }
     }
 
@@ -84,20 +120,7 @@ impl PodPolicy {
     /// How inbound connections to a port of the pod are taken.
     #[must_use]
     pub fn authentication(&self, port: u16) -> AuthenticationMode {
-        let nearness = |target: &Target| match target {
-            Target::Mesh => 0,
-            Target::Namespace => 1,
-            Target::Service(_) | Target::Labels(_) => 2,
-        };
-        let modes = self.authentications.iter().filter_map(|policy| {
-            let of_port = policy.ports.get(&port).copied();
-            let mode = of_port.or(policy.mode)?;
-            let strict = mode == AuthenticationMode::Strict;
-            Some((nearness(&policy.target), of_port.is_some(), strict, mode))
-        });
-        modes
-            .max_by_key(|(near, of_port, strict, _)| (*near, *of_port, *strict))
-            .map_or(AuthenticationMode::Strict, |(.., mode)| mode)
+        self.modes.of(port)
     }
 
     /// Whether a decision in this direction can depend on what only discovery knows of a peer:
@@ -105,66 +128,92 @@ impl PodPolicy {
     /// too. Where it can't, nobody has to be asked who the peer is.
     #[must_use]
     pub fn needs_attributes(&self, direction: Direction, member: bool) -> bool {
-        let needs = |term: &PeerTerm| {
-            let unproven = !member && (term.identity.is_some() || term.namespace.is_some());
-            unproven || term.service.is_some() || !term.labels.is_empty()
-        };
-        let policies = self.authorizations.iter();
-        policies
-            .filter(|policy| policy.direction == direction)
-            .flat_map(|policy| &policy.rules)
-            .any(|rule| rule.peers.iter().any(needs))
+        self.needs_attributes.get(direction, member)
     }
 
-    /// Decides on a flow.
+    /// Decides on a flow. Allocates nothing.
     #[must_use]
     pub fn decide(&self, flow: &Flow<'_>) -> Decision<'_> {
-        let refused = |reason| Decision {
-            refused: Some(reason),
-            policy: None,
-        };
         let plain_tcp = !flow.peer.member && flow.protocol == Protocol::Tcp;
         if plain_tcp
             && flow.direction == Direction::Inbound
             && self.authentication(flow.port) == AuthenticationMode::Strict
         {
-            return refused(Reason::InboundPlaintext);
+            return Decision::by_nobody(Some(Reason::InboundPlaintext));
         }
-        if let Some(policy) = self.first(Action::Deny, flow) {
-            return Decision {
-                refused: Some(Reason::PolicyDenied),
-                policy: Some(policy),
-            };
+        let found = self
+            .index
+            .find(flow.direction, flow.protocol, flow.port, &flow.peer);
+        let found = found.map(|rank| rank as usize);
+        let refused = match found {
+            Some(rank) if rank < self.denying => Some(Reason::PolicyDenied),
+            _ if self.is_dns(flow) => return Decision::by_nobody(None),
+            Some(_) => None,
+            None => return Decision::by_nobody(Some(no_rule(flow))),
+        };
+        Decision {
+            refused,
+            policy: found.map(|rank| &self.ranked[rank]),
         }
-        if self.is_dns(flow) {
-            return Decision {
-                refused: None,
-                policy: None,
-            };
-        }
-        if let Some(policy) = self.first(Action::Allow, flow) {
-            return Decision {
-                refused: None,
-                policy: Some(policy),
-            };
-        }
-        refused(no_rule(flow))
+    }
+
+    /// The authorization policies it was made from.
+    #[must_use]
+    pub fn authorizations(&self) -> &[Arc<AuthorizationPolicy>] {
+        &self.authorizations
+    }
+
+    /// The cluster's DNS resolvers.
+    #[must_use]
+    pub fn resolvers(&self) -> &[IpAddr] {
+        &self.resolvers
     }
 
     fn is_dns(&self, flow: &Flow<'_>) -> bool {
+        let address = || flow.peer.address.to_canonical();
         flow.direction == Direction::Outbound
             && flow.port == PORT_DNS
-            && self.resolvers.contains(&flow.peer.address)
+            && self.resolvers.binary_search(&address()).is_ok()
+    }
+}
+
+impl Decision<'_> {
+    fn by_nobody(refused: Option<Reason>) -> Self {
+        Self {
+            refused,
+            policy: None,
+        }
+    }
+}
+
+/// DENY comes first, and then the lowest key.
+fn rank(policy: &AuthorizationPolicy) -> (bool, &PolicyKey) {
+    (policy.action == Action::Allow, &policy.key)
+}
+
+/// [`PodPolicy::needs_attributes`], by direction: of a peer outside the mesh, and of a member.
+#[derive(Clone, Debug, Default)]
+struct NeedsAttributes {
+    inbound: [bool; 2],
+    outbound: [bool; 2],
+}
+
+impl NeedsAttributes {
+    fn add(&mut self, direction: Direction, condition: &Condition) {
+        let needs = match direction {
+            Direction::Inbound => &mut self.inbound,
+            Direction::Outbound => &mut self.outbound,
+        };
+        for member in [false, true] {
+            needs[usize::from(member)] |= condition.needs_attributes(member);
+        }
     }
 
-    /// The first policy, by key, with this action that matches.
-    fn first(&self, action: Action, flow: &Flow<'_>) -> Option<&PolicyKey> {
-        self.authorizations
-            .iter()
-            .filter(|policy| policy.action == action && policy.direction == flow.direction)
-            .filter(|policy| policy.rules.iter().any(|rule| matches(policy, rule, flow)))
-            .map(|policy| &policy.key)
-            .min()
+    fn get(&self, direction: Direction, member: bool) -> bool {
+        match direction {
+            Direction::Inbound => self.inbound[usize::from(member)],
+            Direction::Outbound => self.outbound[usize::from(member)],
+        }
     }
 }
 
@@ -180,55 +229,17 @@ fn no_rule(flow: &Flow<'_>) -> Reason {
     }
 }
 
-fn matches(policy: &AuthorizationPolicy, rule: &Rule, flow: &Flow<'_>) -> bool {
-    let deny = policy.action == Action::Deny;
-    let port = |term: &PortTerm| {
-        term.protocol == flow.protocol && term.port.is_none_or(|port| port == flow.port)
-    };
-    let ports = match rule.ports.is_empty() {
-        // An ALLOW that names no port speaks of TCP.
-        true => deny || flow.protocol == Protocol::Tcp,
-        false => rule.ports.iter().any(port),
-    };
-    let plain = !flow.peer.member;
-    let peers = match rule.peers.is_empty() {
-        true => deny || !plain,
-        false => rule.peers.iter().any(|term| {
-            // What nobody proves must be named by its place, not by what it says it is.
-            let named = term.cidr.is_some()
-                || (flow.direction == Direction::Outbound && term.service.is_some());
-            (deny || !plain || named) && is(policy, term, &flow.peer)
-        }),
-    };
-    ports && peers
-}
-
-fn is(policy: &AuthorizationPolicy, term: &PeerTerm, peer: &Peer<'_>) -> bool {
-    let own_labels = !term.labels.is_empty() && policy.target != Target::Mesh;
-    let namespace = term
-        .namespace
-        .as_deref()
-        .or(own_labels.then(|| policy.namespace()));
-    let service = |key: &ServiceKey| peer.services.contains(key);
-    term.identity
-        .as_ref()
-        .is_none_or(|id| peer.identity == Some(id))
-        && namespace.is_none_or(|ns| peer.identity.is_some_and(|id| id.namespace() == ns))
-        && term.service.as_ref().is_none_or(service)
-        && has_labels(peer.labels, &term.labels)
-        && term.cidr.is_none_or(|cidr| cidr.contains(&peer.address))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::{PeerTerm, Rule, Target};
     use super::*;
 
-    fn policy(direction: Direction, peer: PeerTerm) -> PodPolicy {
+    fn policy(action: Action, direction: Direction, peer: PeerTerm) -> PodPolicy {
         let authorization = AuthorizationPolicy {
             key: "shop/p".into(),
             target: Target::Namespace,
             direction,
-            action: Action::Allow,
+            action,
             rules: vec![Rule {
                 peers: vec![PeerTerm::default(), peer],
                 ..Rule::default()
@@ -261,14 +272,14 @@ mod tests {
             (service, true, true),
             (labels, true, true),
         ] {
-            let policy = policy(Direction::Inbound, term.clone());
-            let needs = |member| policy.needs_attributes(Direction::Inbound, member);
-            assert_eq!(
-                (needs(true), needs(false)),
-                (of_members, of_others),
-                "{term:?}"
-            );
-            assert!(!policy.needs_attributes(Direction::Outbound, false));
+            // Inbound, an ALLOW by any of these is not for peers outside the mesh.
+            for (action, of_others) in [(Action::Deny, of_others), (Action::Allow, false)] {
+                let policy = policy(action, Direction::Inbound, term.clone());
+                let needs = |member| policy.needs_attributes(Direction::Inbound, member);
+                let found = (needs(true), needs(false));
+                assert_eq!(found, (of_members, of_others), "{action:?} {term:?}");
+                assert!(!policy.needs_attributes(Direction::Outbound, false));
+            }
         }
     }
 }

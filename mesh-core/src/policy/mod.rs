@@ -4,7 +4,11 @@
 //! DENY comes before ALLOW, and what no rule allows is refused, in both directions: outbound at
 //! the source's worker, inbound at the destination's.
 
+mod authentication;
+mod blocks;
+mod clause;
 mod decision;
+mod index;
 pub mod kernel;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,0 +1,246 @@
+//! Policies, scopes and peers from a universe so small that they meet often.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use mesh_core::identity::Identity;
+use mesh_core::model::ServiceKey;
+use mesh_core::policy::{
+    Action, AuthenticationMode, AuthenticationPolicy, AuthorizationPolicy, Direction, Flow, Labels,
+    MESH_NAMESPACE, Peer, PeerTerm, PortTerm, Protocol, Rule, Target,
+};
+use proptest::prelude::*;
+use proptest::sample::select;
+
+const CIDRS: [&str; 14] = [
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.0.0.0/24",
+    // With bits beyond its length.
+    "10.0.0.7/30",
+    "10.0.0.1/32",
+    "192.0.2.0/24",
+    "::/0",
+    "fd00::/8",
+    "fd00::/127",
+    "fd00::1/128",
+    "2001:db8::/32",
+    // v4-mapped, and around all that is.
+    "::ffff:10.0.0.0/104",
+    "::ffff:0:0/96",
+    "::ffff:0:0/90",
+];
+
+pub(crate) fn address() -> impl Strategy<Value = IpAddr> {
+    select(vec![
+        "10.0.0.1",
+        "10.0.0.2",
+        "10.0.9.9",
+        "192.0.2.1",
+        "::ffff:10.0.0.1",
+        "fd00::1",
+        "fd00::2",
+        "2001:db8::1",
+    ])
+    .prop_map(|text| text.parse().unwrap())
+}
+
+fn port() -> impl Strategy<Value = u16> {
+    prop_oneof![2 => Just(80), 1 => Just(81), 1 => Just(53)]
+}
+
+fn protocol() -> impl Strategy<Value = Protocol> {
+    prop_oneof![2 => Just(Protocol::Tcp), 1 => Just(Protocol::Udp)]
+}
+
+fn direction() -> impl Strategy<Value = Direction> {
+    prop_oneof![Just(Direction::Inbound), Just(Direction::Outbound)]
+}
+
+fn namespace() -> impl Strategy<Value = &'static str> {
+    select(vec!["a", "b", MESH_NAMESPACE])
+}
+
+fn identity() -> impl Strategy<Value = Identity> {
+    (
+        select(vec!["td", "other"]),
+        namespace(),
+        select(vec!["x", "y"]),
+    )
+        .prop_map(|(td, ns, sa)| Identity::new(td.parse().unwrap(), ns, sa).unwrap())
+}
+
+fn service_key() -> impl Strategy<Value = ServiceKey> {
+    select(vec!["a/s0", "a/s1", "b/s0"]).prop_map(Into::into)
+}
+
+fn labels() -> impl Strategy<Value = Labels> {
+    let pair = (select(vec!["app", "tier", "k"]), select(vec!["0", "1"]));
+    prop::collection::vec(pair, 0..3).prop_map(|pairs| {
+        let owned = pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned()));
+        owned.collect()
+    })
+}
+
+fn wanted_labels() -> impl Strategy<Value = Labels> {
+    labels().prop_filter("a selector that names something", |labels| {
+        !labels.is_empty()
+    })
+}
+
+fn cidr() -> impl Strategy<Value = IpNet> {
+    select(CIDRS.to_vec()).prop_map(|text| text.parse().unwrap())
+}
+
+fn target() -> impl Strategy<Value = Target> {
+    prop_oneof![
+        Just(Target::Mesh),
+        Just(Target::Namespace),
+        service_key().prop_map(Target::Service),
+        wanted_labels().prop_map(Target::Labels),
+    ]
+}
+
+/// Mostly one thing, as people write them; at times several at once.
+fn peer_term() -> impl Strategy<Value = PeerTerm> {
+    let sometimes = 0.2;
+    prop_oneof![
+        1 => identity().prop_map(|identity| PeerTerm { identity: Some(identity), ..PeerTerm::default() }),
+        1 => namespace().prop_map(|ns| PeerTerm { namespace: Some(ns.into()), ..PeerTerm::default() }),
+        1 => service_key().prop_map(|key| PeerTerm { service: Some(key), ..PeerTerm::default() }),
+        1 => wanted_labels().prop_map(|labels| PeerTerm { labels, ..PeerTerm::default() }),
+        2 => cidr().prop_map(|cidr| PeerTerm { cidr: Some(cidr), ..PeerTerm::default() }),
+        2 => (
+            prop::option::weighted(sometimes, identity()),
+            prop::option::weighted(0.4, namespace()),
+            prop::option::weighted(sometimes, service_key()),
+            labels(),
+            prop::option::weighted(sometimes, cidr()),
+        )
+            .prop_map(|(identity, namespace, service, labels, cidr)| PeerTerm {
+                identity,
+                namespace: namespace.map(Into::into),
+                service,
+                labels,
+                cidr,
+            })
+            .prop_filter("empty terms are refused at the source", |term| {
+                *term != PeerTerm::default()
+            }),
+    ]
+}
+
+fn port_term() -> impl Strategy<Value = PortTerm> {
+    (prop::option::weighted(0.6, port()), protocol())
+        .prop_map(|(port, protocol)| PortTerm { port, protocol })
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    (
+        prop::collection::vec(peer_term(), 0..3),
+        prop::collection::btree_set(port_term(), 0..3),
+    )
+        .prop_map(|(peers, ports)| Rule { peers, ports })
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![3 => Just(Action::Allow), 1 => Just(Action::Deny)]
+}
+
+fn policy() -> impl Strategy<Value = AuthorizationPolicy> {
+    let rules = prop::collection::vec(rule(), 0..3);
+    (namespace(), 0u8..6, target(), direction(), action(), rules).prop_map(
+        |(namespace, name, target, direction, action, rules)| AuthorizationPolicy {
+            key: format!("{namespace}/p{name}").into(),
+            target,
+            direction,
+            action,
+            rules,
+        },
+    )
+}
+
+/// Policies, each key once.
+pub(crate) fn policies(most: usize) -> impl Strategy<Value = Vec<Arc<AuthorizationPolicy>>> {
+    prop::collection::vec(policy(), 0..most).prop_map(|policies| {
+        let by_key: BTreeMap<_, _> = policies.into_iter().map(|p| (p.key.clone(), p)).collect();
+        // Not in the order of keys: nobody promises that.
+        by_key.into_values().rev().map(Arc::new).collect()
+    })
+}
+
+fn mode() -> impl Strategy<Value = AuthenticationMode> {
+    prop_oneof![
+        1 => Just(AuthenticationMode::Strict),
+        2 => Just(AuthenticationMode::Permissive)
+    ]
+}
+
+pub(crate) fn scopes() -> impl Strategy<Value = Vec<Arc<AuthenticationPolicy>>> {
+    let ports = prop::collection::btree_map(port(), mode(), 0..3);
+    let scope = (target(), prop::option::of(mode()), ports);
+    prop::collection::vec(scope, 0..4).prop_map(|scopes| {
+        let scopes = scopes.into_iter().enumerate();
+        let policy = |(n, (target, mode, ports))| AuthenticationPolicy {
+            key: format!("a/s{n}").into(),
+            target,
+            mode,
+            ports,
+        };
+        scopes.map(policy).map(Arc::new).collect()
+    })
+}
+
+/// A flow that owns what it speaks of.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) direction: Direction,
+    pub(crate) address: IpAddr,
+    pub(crate) member: bool,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) services: Vec<ServiceKey>,
+    pub(crate) labels: Labels,
+    pub(crate) port: u16,
+    pub(crate) protocol: Protocol,
+}
+
+impl Call {
+    pub(crate) fn flow(&self) -> Flow<'_> {
+        Flow {
+            direction: self.direction,
+            peer: Peer {
+                address: self.address,
+                member: self.member,
+                identity: self.identity.as_ref(),
+                services: &self.services,
+                labels: &self.labels,
+            },
+            port: self.port,
+            protocol: self.protocol,
+        }
+    }
+}
+
+pub(crate) fn call() -> impl Strategy<Value = Call> {
+    let ends = (
+        address(),
+        any::<bool>(),
+        prop::option::weighted(0.8, identity()),
+        prop::collection::vec(service_key(), 0..3),
+        labels(),
+    );
+    (direction(), ends, port(), protocol()).prop_map(
+        |(direction, (address, member, identity, services, labels), port, protocol)| Call {
+            direction,
+            address,
+            member: member && identity.is_some(),
+            identity,
+            services,
+            labels,
+            port,
+            protocol,
+        },
+    )
+}
