@@ -3,10 +3,12 @@
 #![forbid(unsafe_code)]
 
 pub mod attestation;
+pub mod balance;
 pub mod certificate;
 pub mod explain;
 pub mod identity;
 pub mod model;
+pub mod outlier;
 pub mod policy;
 pub mod reason;
 pub mod sharing;
