@@ -1,14 +1,16 @@
 //! What discovery says of a destination.
 
-use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
+use mesh_api::convert::policy::traffic_from_wire;
 use mesh_api::worker::{Destination as DestinationMessage, Endpoint as EndpointMessage};
 use mesh_core::identity::Identity;
 use mesh_core::model::ServiceKey;
 use mesh_core::policy::Labels;
+use mesh_core::traffic::Traffic;
 
+use super::balance::Balancer;
 use super::metrics::{Count, Metrics};
 
 /// One place a destination leads to.
@@ -37,19 +39,17 @@ pub(crate) struct Destination {
     pub(crate) known: bool,
     /// Members of the mesh and others, in discovery's order.
     pub(crate) endpoints: Vec<Rc<Endpoint>>,
-    next: Cell<usize>,
+    pub(crate) traffic: Traffic,
+    pub(crate) balancer: Balancer,
 }
 
 impl Destination {
-    /// Every endpoint once, in the order in which they are to be tried.
-    pub(crate) fn candidates(&self) -> impl Iterator<Item = Rc<Endpoint>> + '_ {
-        let first = self.next.get() % self.endpoints.len().max(1);
-        self.next.set(first + 1);
-        let (before, from) = self.endpoints.split_at(first);
-        from.iter().chain(before).cloned()
-    }
-
-    pub(crate) fn parse(message: &DestinationMessage, metrics: &Metrics) -> Self {
+    /// Reads an answer that follows on `before`.
+    pub(crate) fn parse(
+        message: &DestinationMessage,
+        before: Option<&Self>,
+        metrics: &Metrics,
+    ) -> Self {
         let endpoints = message.endpoints.iter().filter_map(|endpoint| {
             let parsed = parse_endpoint(endpoint).map(Rc::new);
             if parsed.is_none() {
@@ -57,10 +57,17 @@ impl Destination {
             }
             parsed
         });
+        let endpoints: Vec<_> = endpoints.collect();
+        let traffic = traffic_from_wire(message.traffic.as_ref()).unwrap_or_else(|error| {
+            let service = &message.service;
+            tracing::warn!(%error, %service, "a service's traffic settings can't be read; the defaults hold");
+            Traffic::default()
+        });
         Self {
             known: message.known,
-            endpoints: endpoints.collect(),
-            next: Cell::new(0),
+            balancer: Balancer::after(before, &endpoints),
+            endpoints,
+            traffic,
         }
     }
 }

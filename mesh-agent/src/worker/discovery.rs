@@ -111,7 +111,6 @@ impl Discovery {
             return;
         };
         let now = Instant::now();
-        let destination = Rc::new(Destination::parse(message, &self.metrics));
         let ttl =
             Duration::from_millis(message.ttl_ms.into()).clamp(NEGATIVE_TTL.0, NEGATIVE_TTL.1);
         let mut entries = self.entries.borrow_mut();
@@ -119,6 +118,8 @@ impl Discovery {
         let Some(entry) = entries.get_mut(&to) else {
             return;
         };
+        let before = entry.answer.as_ref().map(|answer| &*answer.destination);
+        let destination = Rc::new(Destination::parse(message, before, &self.metrics));
         entry.asked = None;
         entry.answer = Some(Answer {
             expires: (!destination.known).then(|| now + ttl),

@@ -63,6 +63,8 @@ counts! {
     RefusalsSuppressed = "nodemesh_refusal_messages_suppressed_total", "";
     /// Endpoints that discovery gave and that make no sense.
     BadEndpoints = "nodemesh_bad_endpoints_total", "";
+    /// Endpoints left alone for a while after failures in a row.
+    OutlierEjections = "nodemesh_outlier_ejections_total", "";
 }
 
 /// All counts of one worker.
@@ -70,6 +72,7 @@ pub(crate) struct Metrics {
     counts: Box<[Cell<u64>]>,
     refusals: [Box<[Cell<u64>]>; 2],
     handshake_failures: [Box<[Cell<u64>]>; 2],
+    failovers: Box<[Cell<u64>]>,
     closed: Notify,
 }
 
@@ -84,6 +87,7 @@ impl Metrics {
             counts: zeroes(COUNTS.len()),
             refusals: reasons(),
             handshake_failures: reasons(),
+            failovers: zeroes(Reason::ALL.len()),
             closed: Notify::new(),
         }
     }
@@ -134,6 +138,12 @@ impl Metrics {
         cell.set(cell.get() + 1);
     }
 
+    /// A connection went on to another endpoint, for this reason.
+    pub(crate) fn failed_over(&self, reason: Reason) {
+        let cell = &self.failovers[reason as usize];
+        cell.set(cell.get() + 1);
+    }
+
     /// Every count, and every reason that has occurred.
     pub(crate) fn snapshot(&self) -> Vec<Counter> {
         let counter = |name: &str, label: &str, cell: &Cell<u64>| Counter {
@@ -168,8 +178,12 @@ impl Metrics {
                 &self.handshake_failures,
             ),
         ];
-        for (name, direction, cells) in by_reason {
-            let occurred = Reason::ALL.iter().zip(&cells[direction as usize]);
+        let by_reason = by_reason
+            .into_iter()
+            .map(|(name, direction, cells)| (name, &cells[direction as usize]))
+            .chain([("nodemesh_failovers_total", &self.failovers)]);
+        for (name, cells) in by_reason {
+            let occurred = Reason::ALL.iter().zip(cells);
             all.extend(
                 occurred
                     .filter(|(_, cell)| cell.get() > 0)

@@ -4,6 +4,7 @@
 //! program started, no environment read. One thread; every connection is a task of its own,
 //! and a panic in it ends that connection only.
 
+mod balance;
 mod certificate;
 mod chunk;
 mod context;
@@ -22,6 +23,7 @@ mod pool;
 mod relay;
 mod relay_local;
 mod report;
+mod route;
 mod socket;
 mod tls;
 mod tunnel;

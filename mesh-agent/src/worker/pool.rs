@@ -43,7 +43,7 @@ pub(crate) struct Pool {
 /// The tunnels to one workload.
 struct Site {
     key: Key,
-    endpoint: Endpoint,
+    endpoint: Rc<Endpoint>,
     pool: Weak<Pool>,
     tunnels: RefCell<Vec<Rc<Tunnel>>>,
     waiting: RefCell<VecDeque<oneshot::Sender<Result<Lease, Fault>>>>,
@@ -70,6 +70,20 @@ impl Lease {
         })
     }
 
+    /// The tunnel has broken before it answered. Its worker may have died, and every other
+    /// tunnel to it with it: who comes next gets a new one.
+    pub(crate) fn lost(&self) {
+        self.tunnel.retire();
+        self.site.each_tunnel(Tunnel::retire);
+    }
+
+    /// The peer does not answer: no new streams go into any tunnel to it before it has shown
+    /// that it is alive. Ends when this tunnel has.
+    pub(crate) async fn doubt(&self) {
+        self.site.each_tunnel(Tunnel::doubt);
+        self.tunnel.trusted().await;
+    }
+
     /// The stream is open: data follows.
     pub(crate) fn data_sent(&self) {
         self.tunnel.data_sent();
@@ -92,7 +106,7 @@ impl Pool {
     }
 
     /// A place for a stream to this workload, in a new tunnel where there is none.
-    pub(crate) async fn lease(self: &Rc<Self>, endpoint: &Endpoint) -> Result<Lease, Fault> {
+    pub(crate) async fn lease(self: &Rc<Self>, endpoint: &Rc<Endpoint>) -> Result<Lease, Fault> {
         let site = self.site(endpoint);
         let leased = {
             if let Some(lease) = site.try_lease() {
@@ -113,14 +127,11 @@ impl Pool {
     pub(crate) fn retire_all(&self) {
         let sites: Vec<_> = self.sites.borrow().values().cloned().collect();
         for site in sites {
-            let tunnels = site.tunnels.borrow().clone();
-            for tunnel in tunnels {
-                tunnel.retire();
-            }
+            site.each_tunnel(Tunnel::retire);
         }
     }
 
-    fn site(self: &Rc<Self>, endpoint: &Endpoint) -> Rc<Site> {
+    fn site(self: &Rc<Self>, endpoint: &Rc<Endpoint>) -> Rc<Site> {
         let key = Key {
             workload_uid: endpoint.workload_uid.clone(),
             identity: endpoint.identity.clone(),
@@ -143,6 +154,13 @@ impl Pool {
 }
 
 impl Site {
+    fn each_tunnel(&self, act: fn(&Tunnel)) {
+        let tunnels = self.tunnels.borrow().clone();
+        for tunnel in tunnels {
+            act(&tunnel);
+        }
+    }
+
     fn try_lease(self: &Rc<Self>) -> Option<Lease> {
         let tunnels = self.tunnels.borrow();
         let roomy = tunnels.iter().filter(|tunnel| tunnel.has_room());

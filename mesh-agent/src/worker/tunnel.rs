@@ -13,7 +13,7 @@ use http::Request;
 use mesh_common::PORT_HBONE;
 use mesh_core::reason::Reason;
 use rustls::pki_types::ServerName;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -60,6 +60,8 @@ pub(crate) struct Tunnel {
     streams: Cell<u64>,
     idle_since: Cell<Instant>,
     retired: Cell<bool>,
+    doubted: Cell<bool>,
+    doubt_changed: Notify,
 }
 
 /// Drives a tunnel until it ends.
@@ -122,6 +124,8 @@ impl Tunnel {
             streams: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             retired: Cell::new(false),
+            doubted: Cell::new(false),
+            doubt_changed: Notify::new(),
         });
         let (ready, is_ready) = oneshot::channel();
         let driver = Driver {
@@ -141,7 +145,7 @@ impl Tunnel {
 
     /// Whether one more stream may be opened.
     pub(crate) fn has_room(&self) -> bool {
-        self.is_usable() && self.streams.get() < self.limit()
+        self.is_usable() && !self.doubted.get() && self.streams.get() < self.limit()
     }
 
     /// Whether new streams may be opened at all.
@@ -177,6 +181,28 @@ impl Tunnel {
         self.retired.set(true);
         if self.streams.get() == 0 {
             self.sender.borrow_mut().take();
+        }
+    }
+
+    /// Takes no new streams until a ping, sent at once, is answered.
+    pub(crate) fn doubt(&self) {
+        self.doubted.set(true);
+        self.doubt_changed.notify_waiters();
+    }
+
+    /// Ends when the tunnel is in no doubt.
+    pub(crate) async fn trusted(&self) {
+        self.doubt_is(false).await;
+    }
+
+    async fn doubt_is(&self, wanted: bool) {
+        loop {
+            let mut changed = pin!(self.doubt_changed.notified());
+            changed.as_mut().enable();
+            if self.doubted.get() == wanted {
+                return;
+            }
+            changed.await;
         }
     }
 
@@ -224,7 +250,7 @@ impl Driver {
         });
         let result = tokio::select! {
             ended = driven => ended.map_err(|error| fault_of_h2(&error)),
-            fault = keep_alive(ping, &tunnel) => Err(fault),
+            fault = keep_alive(ping, &tunnel, &changed) => Err(fault),
         };
         tunnel.retired.set(true);
         result
@@ -232,10 +258,16 @@ impl Driver {
 }
 
 /// Pings; lets go of a tunnel that has been idle for long. Returns when the peer is silent.
-async fn keep_alive(mut ping: PingPong, tunnel: &Tunnel) -> Fault {
+async fn keep_alive(mut ping: PingPong, tunnel: &Tunnel, changed: impl Fn()) -> Fault {
     loop {
-        tokio::time::sleep(PING_EVERY).await;
+        // A doubt that came up while the last ping was out gets one of its own.
+        let doubted = timeout(PING_EVERY, tunnel.doubt_is(true)).await.is_ok();
         match timeout(PONG_WITHIN, ping.ping(Ping::opaque())).await {
+            Ok(Ok(_)) if doubted => {
+                tunnel.doubted.set(false);
+                tunnel.doubt_changed.notify_waiters();
+                changed();
+            }
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return fault_of_h2(&error),
             Err(_) => return Fault::new(Reason::TunnelProtocol, "no answer to a ping in 20 s"),

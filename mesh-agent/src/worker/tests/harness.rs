@@ -11,8 +11,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mesh_api::WORKER_PROTOCOL_VERSION;
+use mesh_api::policy::Traffic;
 use mesh_api::worker::{
-    Destination, Endpoint, FdKind, Limits, MetricsRequest, Pod, Start, TrustBundle, to_worker,
+    Destination, Endpoint, FdKind, Limits, MetricsRequest, Pod, Start, TrustBundle, change,
+    to_worker,
 };
 use mesh_common::{PORT_HBONE, PORT_OUTBOUND, PORT_PLAINTEXT};
 use mesh_core::reason::Reason;
@@ -25,7 +27,7 @@ use super::super::run_with;
 use super::super::socket::CaptureHooks;
 use super::pki::{Leaf, Pki};
 use super::relay::expect_reset;
-use super::supervisor::{Heard, supervise};
+use super::supervisor::{Heard, supervise, tell};
 use crate::channel::pair;
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -91,14 +93,27 @@ impl Mesh {
 
     /// Makes discovery know a destination.
     pub(super) fn publish(&self, at: SocketAddr, endpoints: &[Endpoint]) {
+        self.publish_service(at, endpoints, None);
+    }
+
+    /// The same, with what a `ServicePolicy` says of it. Returns what a worker is told.
+    pub(super) fn publish_service(
+        &self,
+        at: SocketAddr,
+        endpoints: &[Endpoint],
+        traffic: Option<Traffic>,
+    ) -> to_worker::Message {
         let destination = Destination {
             address: octets(at.ip()),
             port: at.port().into(),
             endpoints: endpoints.to_vec(),
             known: true,
+            traffic,
             ..Destination::default()
         };
-        self.directory.lock().unwrap().insert(at, destination);
+        let mut directory = self.directory.lock().unwrap();
+        directory.insert(at, destination.clone());
+        tell(change::Change::Destination(destination))
     }
 
     pub(super) fn look_up(&self, address: &[u8], port: u32) -> Option<Destination> {

@@ -1,7 +1,9 @@
 //! Two real workers and peers of other kinds, on loopback, without eBPF: each pod has an
 //! address of its own in 127.0.0.0/8, and the hooks are answered by the test.
 
+mod balance;
 mod bulk;
+mod failover;
 mod handshake;
 mod harness;
 mod lifecycle;

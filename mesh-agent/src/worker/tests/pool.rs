@@ -6,12 +6,13 @@ use mesh_core::reason::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use super::failover::round_robin;
 use super::harness::{Mesh, TestPod, endpoint, next_ip, within};
 use super::peers::PEER;
 use super::pki::Leaf;
 use super::server::TestServer;
 
-async fn serve_echo(listener: TcpListener) {
+pub(super) async fn serve_echo(listener: TcpListener) {
     loop {
         let (mut app, _) = listener.accept().await.unwrap();
         tokio::spawn(async move {
@@ -108,7 +109,7 @@ async fn a_service_goes_round_and_past_an_endpoint_that_is_gone() {
         endpoint(gone, PEER),
         endpoint(at_c, &c.identity),
     ];
-    mesh.publish(service, &endpoints);
+    mesh.publish_service(service, &endpoints, Some(round_robin()));
     for _ in 0..6 {
         let mut app = a.dial(service).await;
         app.write_all(b"hello").await.unwrap();

@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
@@ -53,6 +53,7 @@ impl TestServer {
         let listener = TcpListener::bind((ip, 15008)).await.unwrap();
         let handshakes = Arc::new(AtomicUsize::new(0));
         let counter = handshakes.clone();
+        let broken = Arc::new(AtomicBool::new(false));
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             loop {
@@ -60,6 +61,7 @@ impl TestServer {
                 let mut builder = Builder::new();
                 settings(&mut builder);
                 let (acceptor, counter) = (acceptor.clone(), counter.clone());
+                let broken = broken.clone();
                 connections.spawn(async move {
                     let tls = match acceptor.accept(stream).into_fallible().await {
                         Ok(tls) => tls,
@@ -76,8 +78,13 @@ impl TestServer {
                         return;
                     };
                     while let Some(Ok((request, respond))) = connection.accept().await {
-                        if request.uri().port_u16() == Some(LAST_STREAM_PORT) {
-                            connection.graceful_shutdown();
+                        match request.uri().port_u16() {
+                            Some(LAST_STREAM_PORT) => connection.graceful_shutdown(),
+                            Some(BREAKING_PORT) => return,
+                            Some(BREAKING_ONCE_PORT) if !broken.swap(true, Ordering::SeqCst) => {
+                                return;
+                            }
+                            _ => {}
                         }
                         tokio::spawn(answer(request, respond));
                     }
@@ -95,6 +102,12 @@ impl TestServer {
 
 /// A CONNECT for this port is answered with GOAWAY too.
 pub(super) const LAST_STREAM_PORT: u16 = 4444;
+/// A CONNECT for this port ends its tunnel without an answer, as a worker that is killed does.
+pub(super) const BREAKING_PORT: u16 = 4446;
+/// The same for the first such CONNECT; later ones are served.
+pub(super) const BREAKING_ONCE_PORT: u16 = 4448;
+/// A CONNECT for this port is answered with 401.
+pub(super) const FORBIDDEN_PORT: u16 = 4450;
 
 async fn answer(request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>) {
     assert_eq!(request.method(), Method::CONNECT);
@@ -103,6 +116,12 @@ async fn answer(request: Request<h2::RecvStream>, mut respond: SendResponse<Byte
     let baggage = request.headers()["baggage"].to_str().unwrap();
     let expected = "k8s.cluster.name=Kubernetes,k8s.namespace.name=test,k8s.pod.name=a";
     assert_eq!(baggage, expected);
+    if request.uri().port_u16() == Some(FORBIDDEN_PORT) {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::UNAUTHORIZED;
+        respond.send_response(response, true).unwrap();
+        return;
+    }
     let reads = request.uri().port_u16().unwrap().is_multiple_of(2);
     let mut send = respond.send_response(Response::new(()), false).unwrap();
     let mut receive = request.into_body();

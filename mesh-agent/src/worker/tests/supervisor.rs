@@ -134,7 +134,7 @@ fn hear(
 }
 
 /// A batch of one change.
-fn tell(change: change::Change) -> to_worker::Message {
+pub(super) fn tell(change: change::Change) -> to_worker::Message {
     to_worker::Message::Changes(Changes {
         changes: vec![Change {
             change: Some(change),

@@ -1,0 +1,340 @@
+//! The way of one captured connection: endpoint after endpoint until one answers.
+//!
+//! Trying again is safe, whatever has happened on the way: until a CONNECT is answered nothing
+//! of what the app sends has been read. At worst a peer's app sees a connection that ends
+//! without a byte.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use h2::RecvStream;
+use h2::client::ResponseFuture;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header::FORWARDED};
+use mesh_core::reason::Reason;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::balance::{self, Candidate, OpenConnection};
+use super::chunk::Chunk;
+use super::context::Context;
+use super::destination::{Destination, Endpoint};
+use super::fault::{Direction, Fault};
+use super::pool::{Lease, Pool};
+use super::tunnel::fault_of_h2;
+
+/// Endpoints tried for one connection before it is refused.
+const ATTEMPTS: u32 = 5;
+/// How long one endpoint may take while there is another to try. The last one has the rest of
+/// [`WITHIN`].
+const ATTEMPT: Duration = Duration::from_secs(1);
+/// How long all attempts for one connection may take together.
+const WITHIN: Duration = Duration::from_secs(20);
+/// How long a CONNECT may go unanswered before its tunnel is asked whether it is alive.
+const DOUBT_AFTER: Duration = Duration::from_millis(500);
+/// How long a tunnel in doubt has to show that it is alive.
+const ALIVE_WITHIN: Duration = Duration::from_secs(1);
+/// How long the peer may take to answer a CONNECT: its own dial of the app and some.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A way that was found.
+pub(crate) struct Route {
+    pub(crate) way: Way,
+    /// To be held as long as the flow lives.
+    pub(crate) open: OpenConnection,
+}
+
+/// Where a flow goes once it is through.
+pub(crate) enum Way {
+    /// The pod itself.
+    Local(TcpStream),
+    /// A stream of a tunnel.
+    Tunnel(Box<OpenStream>),
+}
+
+/// A stream whose CONNECT was answered with 200.
+pub(crate) struct OpenStream {
+    pub(crate) receive: RecvStream,
+    pub(crate) send: h2::SendStream<Chunk>,
+    pub(crate) lease: Lease,
+}
+
+/// Finds a way to one of the endpoints of `destination`, which was dialled as `to`.
+///
+/// `admit` decides whether this worker may open the flow to an endpoint at all. One that is
+/// refused is passed over; if all are, the first refusal is the flow's. A fault that is the
+/// endpoint's own leads to the next one, any other ends the search.
+pub(crate) async fn find(
+    context: &Rc<Context>,
+    pool: &Rc<Pool>,
+    destination: &Rc<Destination>,
+    (client, to): (SocketAddr, SocketAddr),
+    admit: impl Fn(&Endpoint) -> Result<(), Fault>,
+) -> Result<Route, Fault> {
+    let deadline = Instant::now() + WITHIN;
+    let mut refused = None;
+    let mut admitted = balance::candidates(destination).filter(|candidate| {
+        let fault = admit(&candidate.endpoint).err();
+        let passed = fault.is_none();
+        refused = refused.take().or(fault);
+        passed
+    });
+    let mut last = None;
+    let mut turn = admitted.next();
+    let mut left = ATTEMPTS;
+    while let Some(candidate) = turn {
+        left -= 1;
+        let another = || if left > 0 { admitted.next() } else { None };
+        let open = candidate.open();
+        let waits_for = Cell::new(Reason::TunnelConnect);
+        let way = attempt(context, pool, &candidate.endpoint, client, &waits_for);
+        let too_slow = |limit| {
+            let Endpoint {
+                address, identity, ..
+            } = &*candidate.endpoint;
+            let detail = format!("{address}: nothing within {limit:?}");
+            Fault::new(waits_for.get(), detail).of_peer(identity)
+        };
+        let (outcome, next) = limited(way, deadline, too_slow, another).await;
+        let fault = match outcome {
+            Ok(way) => {
+                candidate.succeeded();
+                return Ok(Route { way, open });
+            }
+            Err(fault) => fault,
+        };
+        if is_of_endpoint(fault.reason) {
+            candidate.failed(&context.metrics);
+        }
+        if next.is_some() {
+            context.metrics.failed_over(fault.reason);
+            if is_of_identity(fault.reason) {
+                // The flow may yet succeed, but somebody is not who he should be.
+                let reports = &context.reports;
+                reports.refusal(Direction::Outbound, &fault, client, to);
+            }
+        }
+        last = Some(fault);
+        turn = next;
+    }
+    drop(admitted);
+    Err(last
+        .or(refused)
+        .unwrap_or_else(|| Fault::new(Reason::NoEndpoint, to)))
+}
+
+/// Runs one attempt as long as it may take. Where it fails and another endpoint may do, that
+/// one, which is then `another`, is returned with the fault.
+async fn limited(
+    attempt: impl Future<Output = Result<Way, Fault>>,
+    deadline: Instant,
+    too_slow: impl Fn(Duration) -> Fault,
+    another: impl FnOnce() -> Option<Candidate>,
+) -> (Result<Way, Fault>, Option<Candidate>) {
+    let mut attempt = pin!(attempt);
+    match timeout(ATTEMPT, &mut attempt).await {
+        Ok(Err(fault)) if is_of_endpoint(fault.reason) => (Err(fault), another()),
+        Ok(outcome) => (outcome, None),
+        Err(_) => match another() {
+            Some(next) => (Err(too_slow(ATTEMPT)), Some(next)),
+            None => {
+                let outcome = timeout_at(deadline, attempt).await;
+                (outcome.unwrap_or_else(|_| Err(too_slow(WITHIN))), None)
+            }
+        },
+    }
+}
+
+/// Whether the endpoint, or the way to it, is at fault: another may do. It is not where this
+/// worker is at fault, nor where the peer's policy refuses: that is an answer.
+fn is_of_endpoint(reason: Reason) -> bool {
+    is_of_identity(reason)
+        || matches!(
+            reason,
+            Reason::AppConnect
+                | Reason::DestinationConnect
+                | Reason::TunnelConnect
+                | Reason::TunnelTls
+                | Reason::TunnelRefused
+                | Reason::TunnelProtocol
+                | Reason::HandshakeTimeout
+        )
+}
+
+/// Whether the peer did not prove who it should be.
+fn is_of_identity(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::PeerIdentity
+            | Reason::PeerExpired
+            | Reason::PeerUntrusted
+            | Reason::PeerIsCa
+            | Reason::PeerKeyUsage
+            | Reason::PeerTrustDomain
+            | Reason::PeerNoIdentity
+            | Reason::PeerNoCertificate
+    )
+}
+
+/// One attempt. `waits_for` becomes the reason it fails for if it is not given more time.
+async fn attempt(
+    context: &Rc<Context>,
+    pool: &Rc<Pool>,
+    endpoint: &Rc<Endpoint>,
+    client: SocketAddr,
+    waits_for: &Cell<Reason>,
+) -> Result<Way, Fault> {
+    let to = endpoint.address;
+    if context.pod.has(to.ip()) {
+        return local(context, to, client).await.map(Way::Local);
+    }
+    let client = seen_client(context, to, client);
+    // A tunnel that has broken, or is on its way out, says nothing of the endpoint: a new one
+    // gets a second try.
+    let outcome = match try_stream(context, pool, endpoint, client, waits_for).await {
+        Err(Failure::OfTunnel(_)) => try_stream(context, pool, endpoint, client, waits_for).await,
+        first => first,
+    };
+    match outcome {
+        Ok(stream) => Ok(Way::Tunnel(Box::new(stream))),
+        Err(Failure::OfTunnel(fault) | Failure::OfStream(fault)) => Err(fault),
+    }
+}
+
+/// Dials the pod's own app.
+pub(crate) async fn local(
+    context: &Context,
+    to: SocketAddr,
+    client: SocketAddr,
+) -> Result<TcpStream, Fault> {
+    let seen = seen_client(context, to, client);
+    context.dial_app(to, seen).await
+}
+
+/// The client as others see it: the app's socket is a loopback one, its own address is the
+/// pod's.
+fn seen_client(context: &Context, to: SocketAddr, client: SocketAddr) -> SocketAddr {
+    let ip = context.pod.address_like(to.ip()).unwrap_or(client.ip());
+    SocketAddr::new(ip, client.port())
+}
+
+enum Failure {
+    /// The stream was not looked at, or nobody knows: a new tunnel may do.
+    OfTunnel(Fault),
+    OfStream(Fault),
+}
+
+async fn try_stream(
+    context: &Context,
+    pool: &Rc<Pool>,
+    endpoint: &Rc<Endpoint>,
+    client: SocketAddr,
+    waits_for: &Cell<Reason>,
+) -> Result<OpenStream, Failure> {
+    let fault = |reason, detail: &dyn std::fmt::Display| {
+        let detail = format!("{}: {detail}", endpoint.address);
+        Fault::new(reason, detail).of_peer(&endpoint.identity)
+    };
+    waits_for.set(Reason::TunnelConnect);
+    let lease = pool.lease(endpoint).await.map_err(Failure::OfStream)?;
+    let request = connect_request(context, endpoint.address, client)
+        .map_err(|e| Failure::OfStream(fault(Reason::TunnelProtocol, &e)))?;
+    let (response, send) = lease
+        .request(request)
+        .map_err(|e| Failure::OfTunnel(fault(Reason::TunnelRefused, &e)))?;
+    waits_for.set(Reason::TunnelRefused);
+    let response = match answer(&lease, response).await {
+        Ok(response) => response,
+        Err(Unanswered::TunnelDead) => {
+            lease.lost();
+            let fault = fault(Reason::TunnelProtocol, &"the tunnel does not answer");
+            return Err(Failure::OfTunnel(fault));
+        }
+        Err(Unanswered::TooLate) => {
+            let detail = "no answer to CONNECT in 15 s";
+            return Err(Failure::OfStream(fault(Reason::TunnelRefused, &detail)));
+        }
+        Err(Unanswered::Broken(error)) => {
+            // One stream that was reset says nothing of the others.
+            let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            if !error.is_reset() && !error.is_go_away() {
+                lease.lost();
+            }
+            let why = fault_of_h2(&error);
+            let fault = fault(why.reason, &why.detail);
+            return Err(match error.is_reset() && !refused {
+                true => Failure::OfStream(fault),
+                false => Failure::OfTunnel(fault),
+            });
+        }
+    };
+    match response.status() {
+        StatusCode::OK => {}
+        StatusCode::UNAUTHORIZED => {
+            let detail = "its worker answered 401";
+            return Err(Failure::OfStream(fault(Reason::PeerPolicy, &detail)));
+        }
+        status => {
+            let detail = format!("the peer answered {status}");
+            return Err(Failure::OfStream(fault(Reason::TunnelRefused, &detail)));
+        }
+    }
+    lease.data_sent();
+    Ok(OpenStream {
+        receive: response.into_body(),
+        send,
+        lease,
+    })
+}
+
+/// Why a CONNECT has no answer.
+enum Unanswered {
+    /// Its stream or its tunnel has ended.
+    Broken(h2::Error),
+    /// Its tunnel shows no sign of life.
+    TunnelDead,
+    TooLate,
+}
+
+async fn answer(
+    lease: &Lease,
+    mut response: ResponseFuture,
+) -> Result<Response<RecvStream>, Unanswered> {
+    if let Ok(answered) = timeout(DOUBT_AFTER, &mut response).await {
+        return answered.map_err(Unanswered::Broken);
+    }
+    // The peer's app may be slow to accept; or a worker that is stopped, or a node that has
+    // gone, leaves tunnels behind that look open.
+    let rest = async {
+        let answered = timeout(ANSWER_TIMEOUT - DOUBT_AFTER, &mut response).await;
+        answered
+            .map_err(|_| Unanswered::TooLate)?
+            .map_err(Unanswered::Broken)
+    };
+    let dead = async {
+        if timeout(ALIVE_WITHIN, lease.doubt()).await.is_ok() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        answered = rest => answered,
+        () = dead => Err(Unanswered::TunnelDead),
+    }
+}
+
+fn connect_request(
+    context: &Context,
+    to: SocketAddr,
+    client: SocketAddr,
+) -> Result<Request<()>, http::Error> {
+    let authority = Uri::builder().authority(to.to_string()).build()?;
+    let forwarded = HeaderValue::try_from(format!("for=\"{client}\""))?;
+    Request::builder()
+        .method(Method::CONNECT)
+        .uri(authority)
+        .header(FORWARDED, forwarded)
+        .header("baggage", context.pod.baggage.clone())
+        .body(())
+}
