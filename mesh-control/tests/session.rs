@@ -1,110 +1,220 @@
-//! The subscription's state machine against a client that does what the protocol says:
-//! whatever happens, the client ends up with exactly what it asked for, and nothing that it
-//! holds is sent to it again.
+//! The stream's state machine against a client that does what the protocol says: whatever
+//! happens, the client ends up with exactly what it asked for, nothing that it holds is sent to
+//! it again, and a change of the mesh takes effect for all types at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_api::ADDRESS_TYPE_URL;
 use mesh_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use mesh_control::registry::Directory;
+use mesh_control::registry::{Directory, ResourceType};
 use mesh_control::xds::session::Session;
 use mesh_core::identity::Identity;
 use mesh_core::model::{Mesh, Workload};
+use mesh_core::policy::{Action, AuthorizationPolicy, Direction, Target};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// The mesh is now: for each pod whether it is there, and a byte that may differ.
-    Mesh(Vec<Option<u8>>),
-    Subscribe(Vec<usize>),
-    Unsubscribe(Vec<usize>),
-    Wildcard(bool),
-    Reconnect,
+    /// The mesh is now: for each pod and policy whether it is there, and a byte that may differ.
+    Mesh(Vec<Option<u8>>, Vec<Option<u8>>),
+    Subscribe(ResourceType, Vec<usize>),
+    Unsubscribe(ResourceType, Vec<usize>),
+    Wildcard(ResourceType, bool),
+    /// A new stream, which begins with this type; the other follows when it is asked for.
+    Reconnect(ResourceType),
 }
 
-const PODS: usize = 4;
+/// Pods, and policies as many.
+const COUNT: usize = 4;
 
-fn uid(n: usize) -> String {
-    format!("c//v1/Pod/ns/p{n}")
+fn name(kind: ResourceType, n: usize) -> String {
+    match kind {
+        ResourceType::Address => format!("c//v1/Pod/ns/p{n}"),
+        ResourceType::Policy => format!("authorization/ns/a{n}"),
+    }
 }
 
-fn directory(pods: &[Option<u8>]) -> Directory {
+fn identity() -> Identity {
+    Identity::new("td".parse().unwrap(), "ns", "sa").unwrap()
+}
+
+fn directory(pods: &[Option<u8>], policies: &[Option<u8>]) -> Directory {
     let mut mesh = Mesh::default();
     for (n, mark) in pods.iter().enumerate() {
         let Some(mark) = mark else { continue };
-        let identity = Identity::new("td".parse().unwrap(), "ns", "sa").unwrap();
+        let uid = name(ResourceType::Address, n);
         mesh.insert_workload(Workload {
             node: format!("node-{mark}"),
-            ..Workload::new(uid(n), format!("p{n}"), identity)
+            ..Workload::new(uid, format!("p{n}"), identity())
+        });
+    }
+    for (n, mark) in policies.iter().enumerate() {
+        let Some(mark) = mark else { continue };
+        mesh.insert_authorization(AuthorizationPolicy {
+            key: format!("ns/a{n}").into(),
+            target: Target::Namespace,
+            direction: Direction::Inbound,
+            action: [Action::Allow, Action::Deny][usize::from(*mark)],
+            rules: vec![],
         });
     }
     Directory::new(mesh)
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let some = || prop::collection::vec(0..PODS, 1..3);
+    let kind = || prop::sample::select(ResourceType::ALL.to_vec());
+    let some = || prop::collection::vec(0..COUNT, 1..3);
+    let state = || prop::collection::vec(prop::option::of(0u8..2), COUNT);
     prop_oneof![
-        3 => prop::collection::vec(prop::option::of(0u8..2), PODS).prop_map(Step::Mesh),
-        2 => some().prop_map(Step::Subscribe),
-        1 => some().prop_map(Step::Unsubscribe),
-        1 => any::<bool>().prop_map(Step::Wildcard),
-        1 => Just(Step::Reconnect),
+        3 => (state(), state()).prop_map(|(pods, policies)| Step::Mesh(pods, policies)),
+        2 => (kind(), some()).prop_map(|(kind, some)| Step::Subscribe(kind, some)),
+        1 => (kind(), some()).prop_map(|(kind, some)| Step::Unsubscribe(kind, some)),
+        1 => (kind(), any::<bool>()).prop_map(|(kind, on)| Step::Wildcard(kind, on)),
+        1 => kind().prop_map(Step::Reconnect),
     ]
 }
 
-/// A client by the book.
+/// What a client by the book wants and holds of one type.
 #[derive(Default)]
-struct Client {
+struct Half {
+    /// Whether this stream knows of it.
+    begun: bool,
     wildcard: bool,
     names: BTreeSet<String>,
     held: BTreeMap<String, String>,
 }
 
-impl Client {
+impl Half {
     fn wants(&self, name: &str) -> bool {
         self.wildcard || self.names.contains(name)
     }
 
-    /// Takes responses; `again` are names whose repetition was asked for.
-    fn take(&mut self, responses: &[DeltaDiscoveryResponse], again: &[String]) {
-        for response in responses {
-            for resource in &response.resources {
-                assert!(
-                    self.wants(&resource.name),
-                    "{} was not asked for",
-                    resource.name
-                );
-                let old = self
-                    .held
-                    .insert(resource.name.clone(), resource.version.clone());
-                let repeated = old.as_ref() == Some(&resource.version);
-                assert!(
-                    !repeated || again.contains(&resource.name),
-                    "{} again",
-                    resource.name
-                );
-            }
-            for name in &response.removed_resources {
-                self.held.remove(name);
-            }
-        }
+    /// What it wants, and must therefore hold.
+    fn expected(&self, kind: ResourceType, now: &Directory) -> BTreeMap<String, String> {
+        now.resources(kind)
+            .filter(|r| self.wants(&r.name))
+            .map(|r| (r.name.to_string(), r.version.to_string()))
+            .collect()
     }
 
-    fn first_request(&self) -> DeltaDiscoveryRequest {
-        let mut names: Vec<_> = self.names.iter().cloned().collect();
-        if self.wildcard {
-            names.push("*".to_owned());
+    fn take(&mut self, response: &DeltaDiscoveryResponse, again: &[String]) {
+        for resource in &response.resources {
+            let name = &resource.name;
+            assert!(self.wants(name), "{name} was not asked for");
+            let old = self.held.insert(name.clone(), resource.version.clone());
+            let repeated = old.as_ref() == Some(&resource.version);
+            assert!(!repeated || again.contains(name), "{name} again");
         }
-        DeltaDiscoveryRequest {
-            initial_resource_versions: self.held.clone().into_iter().collect(),
-            ..request(names, vec![])
+        for name in &response.removed_resources {
+            self.held.remove(name);
         }
     }
 }
 
-fn request(subscribe: Vec<String>, unsubscribe: Vec<String>) -> DeltaDiscoveryRequest {
+/// Both halves, and the stream's other end.
+struct Client {
+    halves: BTreeMap<ResourceType, Half>,
+    session: Session,
+    now: Directory,
+}
+
+impl Client {
+    fn new(now: Directory) -> Self {
+        Self {
+            halves: ResourceType::ALL.map(|k| (k, Half::default())).into(),
+            session: Session::default(),
+            now,
+        }
+    }
+
+    fn half(&mut self, kind: ResourceType) -> &mut Half {
+        self.halves.get_mut(&kind).unwrap()
+    }
+
+    /// Takes the responses to one request or change, `again` being the names whose repetition
+    /// was asked for: one batch, the last of it without `more`, or none.
+    fn take(&mut self, batch: &[DeltaDiscoveryResponse], again: &[String]) {
+        for (index, response) in batch.iter().enumerate() {
+            assert_eq!(response.more, index + 1 < batch.len());
+            assert_eq!(response.system_version_info, **self.now.version());
+            let kind = ResourceType::of_url(&response.type_url).unwrap();
+            let half = self.half(kind);
+            assert!(half.begun, "{kind:?} was not asked for");
+            half.take(response, again);
+        }
+    }
+
+    /// Sends a request: the first one of its type says what is held.
+    fn ask(&mut self, kind: ResourceType, on: Vec<String>, off: Vec<String>) {
+        let half = self.half(kind);
+        let first = !std::mem::replace(&mut half.begun, true);
+        let mut asked = request(kind, on, off);
+        if first {
+            let wildcard = half.wildcard.then(|| "*".to_owned());
+            let names = half.names.iter().cloned();
+            asked.resource_names_subscribe = names.chain(wildcard).collect();
+            asked.initial_resource_versions = half.held.clone().into_iter().collect();
+            // Without names it is a wildcard.
+            half.wildcard |= half.names.is_empty();
+        }
+        half.held
+            .retain(|name, _| half.wildcard || half.names.contains(name));
+        let answer = self.session.request(&asked, &self.now).unwrap();
+        let again = match first {
+            true => Vec::new(),
+            false => asked.resource_names_subscribe.clone(),
+        };
+        let others = answer.iter().filter(|r| r.type_url != kind.url());
+        assert_eq!(others.count(), 0, "an answer is of the type that was asked");
+        let waits = first || !asked.resource_names_subscribe.is_empty();
+        assert!(!waits || !answer.is_empty(), "no answer to {asked:?}");
+        self.take(&answer, &again);
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Mesh(pods, policies) => {
+                self.now = directory(&pods, &policies);
+                let batch = self.session.changed(&self.now);
+                self.take(&batch, &[]);
+            }
+            Step::Subscribe(kind, some) => {
+                let names: Vec<_> = some.into_iter().map(|n| name(kind, n)).collect();
+                self.half(kind).names.extend(names.iter().cloned());
+                self.ask(kind, names, vec![]);
+            }
+            Step::Unsubscribe(kind, some) => {
+                let names: Vec<_> = some.into_iter().map(|n| name(kind, n)).collect();
+                self.half(kind).names.retain(|name| !names.contains(name));
+                if self.half(kind).begun {
+                    self.ask(kind, vec![], names);
+                }
+            }
+            Step::Wildcard(kind, true) => {
+                self.half(kind).wildcard = true;
+                self.ask(kind, vec!["*".to_owned()], vec![]);
+            }
+            Step::Wildcard(kind, false) => {
+                self.half(kind).wildcard = false;
+                if self.half(kind).begun {
+                    self.ask(kind, vec![], vec!["*".to_owned()]);
+                }
+            }
+            Step::Reconnect(kind) => {
+                self.session = Session::default();
+                self.halves.values_mut().for_each(|half| half.begun = false);
+                self.ask(kind, vec![], vec![]);
+            }
+        }
+    }
+}
+
+fn request(
+    kind: ResourceType,
+    subscribe: Vec<String>,
+    unsubscribe: Vec<String>,
+) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
-        type_url: ADDRESS_TYPE_URL.to_owned(),
+        type_url: kind.url().to_owned(),
         resource_names_subscribe: subscribe,
         resource_names_unsubscribe: unsubscribe,
         ..Default::default()
@@ -114,78 +224,68 @@ fn request(subscribe: Vec<String>, unsubscribe: Vec<String>) -> DeltaDiscoveryRe
 proptest! {
     #[test]
     fn the_client_always_holds_what_it_asked_for(steps in prop::collection::vec(step(), 1..25)) {
-        let mut now = directory(&[Some(0), Some(0), None, None]);
-        let mut client = Client { wildcard: true, ..Default::default() };
-        let mut session = Session::default();
-        client.take(&session.request(&client.first_request(), &now).unwrap(), &[]);
+        let some = [Some(0), Some(0), None, None];
+        let mut client = Client::new(directory(&some, &some));
         for step in steps {
-            let mut ask = |client: &mut Client, on: Vec<String>, off: Vec<String>| {
-                let again = on.clone();
-                let responses = session.request(&request(on, off), &now).unwrap();
-                client.held.retain(|name, _| client.wildcard || client.names.contains(name));
-                client.take(&responses, &again);
-            };
-            match step {
-                Step::Mesh(pods) => {
-                    now = directory(&pods);
-                    client.take(&session.changed(&now), &[]);
+            client.step(step);
+            for (kind, half) in &client.halves {
+                if half.begun {
+                    prop_assert_eq!(&half.held, &half.expected(*kind, &client.now));
                 }
-                Step::Subscribe(pods) => {
-                    let names: Vec<_> = pods.into_iter().map(uid).collect();
-                    client.names.extend(names.iter().cloned());
-                    ask(&mut client, names, vec![]);
-                }
-                Step::Unsubscribe(pods) => {
-                    let names: Vec<_> = pods.into_iter().map(uid).collect();
-                    client.names.retain(|name| !names.contains(name));
-                    ask(&mut client, vec![], names);
-                }
-                Step::Wildcard(true) => {
-                    client.wildcard = true;
-                    ask(&mut client, vec!["*".to_owned()], vec![]);
-                }
-                Step::Wildcard(false) => {
-                    client.wildcard = false;
-                    ask(&mut client, vec![], vec!["*".to_owned()]);
-                }
-                Step::Reconnect if client.wildcard || !client.names.is_empty() => {
-                    session = Session::default();
-                    let first = client.first_request();
-                    client.take(&session.request(&first, &now).unwrap(), &[]);
-                }
-                Step::Reconnect => {}
             }
-            let expected: BTreeMap<_, _> = now
-                .resources()
-                .filter(|r| client.wants(&r.name))
-                .map(|r| (r.name.to_string(), r.version.to_string()))
-                .collect();
-            prop_assert_eq!(&client.held, &expected);
         }
     }
 }
 
-#[test]
-fn large_states_are_cut_into_responses_that_clients_take() {
-    let mut mesh = Mesh::default();
-    for n in 0..20_000 {
-        let identity = Identity::new("td".parse().unwrap(), "namespace", "account").unwrap();
-        let uid = format!("Kubernetes//v1/Pod/namespace/{n}-{}", "x".repeat(100));
-        mesh.insert_workload(Workload {
-            node: "node".to_owned(),
-            ..Workload::new(uid, format!("{n}"), identity)
-        });
-    }
-    let directory = Directory::new(mesh);
-    let responses = Session::default()
-        .request(&request(vec!["*".to_owned()], vec![]), &directory)
-        .unwrap();
-    assert!(responses.len() > 1);
+/// Everything, in pieces that clients take; the last one ends the batch.
+fn assert_batch(responses: &[DeltaDiscoveryResponse], expected: usize) {
     let sent: usize = responses.iter().map(|r| r.resources.len()).sum();
-    assert_eq!(sent, 20_000);
-    for response in &responses {
+    assert_eq!(sent, expected);
+    for (index, response) in responses.iter().enumerate() {
         assert!(prost::Message::encoded_len(response) < 4 * 1024 * 1024);
+        assert_eq!(response.more, index + 1 < responses.len());
     }
     let nonces: BTreeSet<_> = responses.iter().map(|r| &r.nonce).collect();
     assert_eq!(nonces.len(), responses.len());
+}
+
+#[test]
+fn large_states_are_cut_into_one_batch_of_responses() {
+    const PODS: usize = 20_000;
+    let mut mesh = Mesh::default();
+    for n in 0..PODS {
+        let uid = format!("Kubernetes//v1/Pod/namespace/{n}-{}", "x".repeat(100));
+        mesh.insert_workload(Workload {
+            node: "node".to_owned(),
+            ..Workload::new(uid, format!("{n}"), identity())
+        });
+    }
+    let mut session = Session::default();
+    let empty = Directory::new(Mesh::default());
+    for kind in ResourceType::ALL {
+        let first = request(kind, vec!["*".to_owned()], vec![]);
+        assert_batch(&session.request(&first, &empty).unwrap(), 0);
+    }
+    let policies = directory(&[], &[Some(0), Some(1)]);
+    for policy in policies.mesh().authorizations() {
+        mesh.insert_authorization((**policy).clone());
+    }
+    let change = session.changed(&Directory::new(mesh));
+    assert!(change.len() > 2);
+    assert_batch(&change, PODS + 2);
+    let types: BTreeSet<_> = change.iter().map(|r| r.type_url.as_str()).collect();
+    assert_eq!(types, ResourceType::ALL.map(ResourceType::url).into());
+}
+
+#[test]
+fn the_version_of_the_whole_says_what_is_in_it() {
+    let pod = |mark| directory(&[Some(mark)], &[]);
+    assert_eq!(pod(0).version(), pod(0).version());
+    assert_ne!(pod(0).version(), pod(1).version());
+    let policy = |mark| directory(&[], &[Some(mark)]);
+    assert_ne!(policy(0).version(), policy(1).version());
+    assert_ne!(
+        policy(0).version(),
+        Directory::new(Mesh::default()).version()
+    );
 }

@@ -1,6 +1,7 @@
 //! Delta aggregated discovery: what to send is decided in [`session`], this is the stream.
 
 pub mod session;
+mod subscription;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,10 +43,13 @@ impl AggregatedDiscoveryService for Discovery {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let caller = self.gate.node(&request)?;
         let (responses, receiver) = mpsc::channel(QUEUE_LEN);
+        let mut directory = self.directory.clone();
+        let shown = directory.borrow_and_update().clone();
         let stream = Stream {
             caller,
             session: Session::default(),
-            directory: self.directory.clone(),
+            shown,
+            directory,
             audit: self.audit.clone(),
             responses,
         };
@@ -58,6 +62,9 @@ impl AggregatedDiscoveryService for Discovery {
 struct Stream {
     caller: NodeCaller,
     session: Session,
+    /// The state that the node is shown. A newer one is told as one change, never in part by
+    /// the answer to a request.
+    shown: Arc<Directory>,
     directory: watch::Receiver<Arc<Directory>>,
     audit: Arc<Audit>,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
@@ -115,8 +122,8 @@ impl Stream {
                 },
                 changed = self.directory.changed() => match changed {
                     Ok(()) => {
-                        let directory = self.directory.borrow_and_update().clone();
-                        self.session.changed(&directory)
+                        self.shown = self.directory.borrow_and_update().clone();
+                        self.session.changed(&self.shown)
                     }
                     Err(_) => return Some(Status::unavailable("the source of discovery ended")),
                 },
@@ -141,9 +148,8 @@ impl Stream {
                 &error.message,
             );
         }
-        let directory = self.directory.borrow().clone();
         self.session
-            .request(request, &directory)
+            .request(request, &self.shown)
             .map_err(|fault| match fault {
                 SessionFault::TypeUrl(_) => Status::invalid_argument(fault.to_string()),
                 SessionFault::TooManyNames => Status::resource_exhausted(fault.to_string()),
