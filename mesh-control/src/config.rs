@@ -27,7 +27,8 @@ pub enum LogFormat {
 /// Options of `run`, as given.
 #[derive(Args, Clone, Debug)]
 pub struct RunOptions {
-    /// Folder of manifests (*.yaml, *.yml, *.json): Namespace, ServiceAccount, Pod, Service.
+    /// Folder of manifests (*.yaml, *.yml, *.json): Namespace, ServiceAccount, Pod, Service, Node,
+    /// AuthorizationPolicy, AuthenticationPolicy, ServicePolicy.
     /// Changes are followed; a change with mistakes is logged and the last good state stays
     #[arg(long, value_name = "DIR")]
     pub manifests: PathBuf,

@@ -5,11 +5,13 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use mesh_api::ADDRESS_TYPE_URL;
 use mesh_api::ads::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use mesh_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Status as Nack};
 use mesh_api::convert::Entry;
+use mesh_api::convert::policy::PolicyEntry;
+use mesh_api::policy::Policy;
 use mesh_api::workload::Address;
+use mesh_api::{ADDRESS_TYPE_URL, POLICY_TYPE_URL};
 use mesh_control::audit::Event;
 use support::{Control, MANIFESTS, assert_refused};
 use tokio::sync::mpsc;
@@ -59,10 +61,9 @@ impl Subscriber {
         let message = tokio::time::timeout(PATIENCE, self.responses.message());
         let message = message.await.expect("something within the patience");
         let response = message?.expect("the stream goes on");
-        assert_eq!(response.type_url, ADDRESS_TYPE_URL);
         assert!(!response.nonce.is_empty());
         let ack = DeltaDiscoveryRequest {
-            type_url: ADDRESS_TYPE_URL.to_owned(),
+            type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
             ..Default::default()
         };
@@ -72,6 +73,13 @@ impl Subscriber {
 
     async fn send(&self, request: DeltaDiscoveryRequest) {
         self.requests.send(request).await.unwrap();
+    }
+}
+
+fn subscribe_policies() -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: POLICY_TYPE_URL.to_owned(),
+        ..subscribe(&["*"])
     }
 }
 
@@ -292,4 +300,74 @@ async fn many_nodes_each_get_every_change() {
     for stream in &mut streams {
         assert_eq!(names(&stream.next().await.unwrap()), [WEB_POD]);
     }
+}
+
+const POLICY: &str = r#"
+---
+kind: AuthorizationPolicy
+apiVersion: nodemesh.dev/v1alpha1
+metadata: {name: web, namespace: shop}
+spec: {direction: Inbound, action: Deny, rules: [{peers: [{namespace: legacy}]}]}
+---
+kind: AuthenticationPolicy
+apiVersion: nodemesh.dev/v1alpha1
+metadata: {name: web, namespace: shop}
+spec: {mode: Permissive}
+"#;
+
+const AUTHORIZATION: &str = "authorization/shop/web";
+const AUTHENTICATION: &str = "authentication/shop/web";
+
+#[tokio::test]
+async fn a_change_of_both_types_comes_as_one() {
+    let control = Control::start().await;
+    let node = control.node("node-a").await;
+    let mut stream = Subscriber::open(&node, subscribe(&["*"])).await;
+    let addresses = stream.next().await.unwrap();
+    assert_eq!((names(&addresses).len(), addresses.more), (4, false));
+    stream.send(subscribe_policies()).await;
+    let policies = stream.next().await.unwrap();
+    assert_eq!(policies.type_url, POLICY_TYPE_URL);
+    assert_eq!(policies.resources, [], "an answer, though there are none");
+    assert!(!policies.more, "the first answer of a type is complete");
+    assert_eq!(policies.system_version_info, addresses.system_version_info);
+
+    control.write_manifests(&(MANIFESTS.replace("10.1.0.2", "10.1.0.99") + POLICY));
+    let first = stream.next().await.unwrap();
+    assert_eq!(names(&first), [WEB_POD]);
+    assert!(first.more, "the policies belong to it");
+    let last = stream.next().await.unwrap();
+    assert_eq!(names(&last), [AUTHENTICATION, AUTHORIZATION]);
+    assert!(!last.more);
+    assert_eq!(first.system_version_info, last.system_version_info);
+    assert_ne!(first.system_version_info, addresses.system_version_info);
+    let any = last.resources[1].resource.as_ref().unwrap();
+    assert_eq!(any.type_url, POLICY_TYPE_URL);
+    let policy: Policy = prost::Message::decode(any.value.as_slice()).unwrap();
+    let PolicyEntry::Authorization(policy) = PolicyEntry::from_wire(&policy).unwrap() else {
+        panic!("an authorization policy")
+    };
+    assert_eq!(&*policy.key, "shop/web");
+
+    // A change of one type is complete with it.
+    control.write_manifests(&MANIFESTS.replace("10.1.0.2", "10.1.0.99"));
+    let gone = stream.next().await.unwrap();
+    assert_eq!(gone.removed_resources, [AUTHENTICATION, AUTHORIZATION]);
+    assert!(!gone.more);
+    control.write_manifests(MANIFESTS);
+    let back = stream.next().await.unwrap();
+    assert_eq!((names(&back), back.more), (vec![WEB_POD], false));
+    assert_eq!(back.system_version_info, addresses.system_version_info);
+}
+
+#[tokio::test]
+async fn who_asks_for_one_type_gets_complete_changes_of_it() {
+    let control = Control::start().await;
+    let node = control.node("node-a").await;
+    let mut stream = Subscriber::open(&node, subscribe_policies()).await;
+    stream.next().await.unwrap();
+    control.write_manifests(&(MANIFESTS.replace("10.1.0.2", "10.1.0.99") + POLICY));
+    let change = stream.next().await.unwrap();
+    assert_eq!(names(&change), [AUTHENTICATION, AUTHORIZATION]);
+    assert!(!change.more);
 }

@@ -130,7 +130,7 @@ const TABLE: &[(&str, &[&str])] = &[
     (
         "kind: Namespace\nmetadata:\n  name: shop\n  labels:\n    nodemesh.dev/enroll: \"yes\"\n",
         &[
-            "a.yaml:5: metadata.labels[\"nodemesh.dev/enroll\"]: \"yes\" is none of \"true\", \"enforce\", \"false\"",
+            "a.yaml:5: metadata.labels[\"nodemesh.dev/enroll\"]: \"yes\" is none of \"true\", \"enforce\", \"audit\", \"false\"",
         ],
     ),
     (

@@ -1,12 +1,17 @@
 //! What one object can't know: names that must exist, names and addresses that must be
 //! unique.
 
+mod policy;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use mesh_core::model::Enrolment;
+use mesh_core::policy::MESH_NAMESPACE;
+
 use super::document::{Found, Place, Placed};
 use super::locate::Step;
-use super::schema::{Metadata, Pod, Service, is_tcp};
+use super::schema::{self, Metadata, Pod, Service, is_tcp};
 use super::{ENROLL_LABEL, Mistake};
 
 /// The namespace that exists in every cluster.
@@ -27,7 +32,29 @@ pub(super) fn check(found: &mut Found) {
     for service in &found.services {
         service_ports(service, &mut mistakes);
     }
+    policy::check(found, &mut mistakes);
     found.mistakes.append(&mut mistakes);
+}
+
+/// The namespaces there are.
+pub(super) fn namespaces(found: &Found) -> BTreeSet<&str> {
+    let named = found.namespaces.iter();
+    named
+        .map(|n| n.object.metadata.name.0.as_str())
+        .chain([DEFAULT_NAMESPACE, MESH_NAMESPACE])
+        .collect()
+}
+
+/// The services that have endpoints or addresses, by namespace and name.
+pub(super) fn services(found: &Found) -> BTreeMap<(&str, &str), &Service> {
+    let services = found.services.iter().map(|placed| &placed.object);
+    services
+        .filter(|service| !service.external())
+        .map(|service| {
+            let Metadata { name, .. } = &service.metadata;
+            ((namespace_of(&service.metadata), name.0.as_str()), service)
+        })
+        .collect()
 }
 
 pub(super) fn namespace_of<N>(metadata: &Metadata<N>) -> &str {
@@ -84,12 +111,7 @@ pub(super) fn service_addresses(service: &Service) -> Vec<(IpAddr, Vec<Step>)> {
 }
 
 fn names(found: &Found, mistakes: &mut Vec<Mistake>) {
-    let known: BTreeSet<&str> = found
-        .namespaces
-        .iter()
-        .map(|n| n.object.metadata.name.0.as_str())
-        .chain([DEFAULT_NAMESPACE])
-        .collect();
+    let known = namespaces(found);
     let mut seen: BTreeMap<(&str, &str, &str), &Place> = BTreeMap::new();
     let mut see = |kind, namespace, name, place| {
         if let Some(first) = seen.insert((kind, namespace, name), place) {
@@ -120,15 +142,40 @@ fn names(found: &Found, mistakes: &mut Vec<Mistake>) {
         let (namespace, name) = (namespace_of(&object.metadata), &object.metadata.name.0);
         see("Service", namespace, name, place);
     }
+    for Placed { object, place } in &found.nodes {
+        see("Node", "", &object.metadata.name.0, place);
+    }
+    for Placed { object, place } in &found.authorizations {
+        let schema::policy::Metadata { name, .. } = &object.metadata;
+        see("AuthorizationPolicy", object.namespace(), &name.0, place);
+    }
+    for Placed { object, place } in &found.authentications {
+        let schema::policy::Metadata { name, .. } = &object.metadata;
+        see("AuthenticationPolicy", object.namespace(), &name.0, place);
+    }
+    for Placed { object, place } in &found.service_policies {
+        let schema::policy::Metadata { name, .. } = &object.metadata;
+        see("ServicePolicy", object.namespace(), &name.0, place);
+    }
+}
+
+/// What a value of the enrolment label says.
+pub(super) fn level(label: &str) -> Option<Enrolment> {
+    match label {
+        "true" | "enforce" => Some(Enrolment::Enforce),
+        "audit" => Some(Enrolment::Audit),
+        "false" => Some(Enrolment::None),
+        _ => None,
+    }
 }
 
 fn enrolment(found: &Found, mistakes: &mut Vec<Mistake>) {
     for Placed { object, place } in &found.namespaces {
         let value = object.metadata.labels.get(ENROLL_LABEL);
         if let Some(value) = value
-            && !["true", "enforce", "false"].contains(&value.as_str())
+            && level(value).is_none()
         {
-            let what = format!("{value:?} is none of \"true\", \"enforce\", \"false\"");
+            let what = format!("{value:?} is none of \"true\", \"enforce\", \"audit\", \"false\"");
             let path = ["metadata".into(), "labels".into(), ENROLL_LABEL.into()];
             mistakes.push(place.mistake(&path, what));
         }

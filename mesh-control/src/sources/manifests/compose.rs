@@ -1,16 +1,19 @@
 //! From checked objects to the model.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod policy;
+mod traffic;
+
+use std::collections::BTreeMap;
 
 use mesh_core::identity::{Identity, TrustDomain};
 use mesh_core::model::{Enrolment, Health, Locality, Mesh, Service, ServiceKey, Workload};
 use mesh_core::sharing::shared_identities;
 use mesh_core::traffic::Traffic;
 
-use super::check::{DEFAULT_ACCOUNT, ended, namespace_of, pod_addresses, service_addresses};
+use super::check::{DEFAULT_ACCOUNT, ended, level, namespace_of, pod_addresses, service_addresses};
 use super::document::{Found, Placed};
 use super::schema::{self, Pod, ServicePort, TargetPort, is_tcp};
-use super::{ENROLL_LABEL, ManifestFault};
+use super::{ENROLL_LABEL, ManifestFault, REGION_LABEL, ZONE_LABEL};
 use crate::registry::{service_key, workload_uid};
 
 /// Makes the model, and warns of what is allowed but likely not meant.
@@ -18,19 +21,11 @@ pub(super) fn compose(
     found: &mut Found,
     trust_domain: &TrustDomain,
 ) -> Result<Mesh, ManifestFault> {
-    let enrolled: BTreeSet<String> = found
-        .namespaces
-        .iter()
-        .filter(|n| {
-            let label = n.object.metadata.labels.get(ENROLL_LABEL);
-            label.is_some_and(|value| value == "true" || value == "enforce")
-        })
-        .map(|n| n.object.metadata.name.0.clone())
-        .collect();
+    let surroundings = Surroundings::new(found, trust_domain);
     let mut mesh = Mesh::default();
     let mut mistakes = Vec::new();
     for pod in found.pods.iter().filter(|pod| placed(&pod.object)) {
-        match workload(pod, found, &enrolled, trust_domain) {
+        match workload(pod, found, &surroundings) {
             Ok(workload) => {
                 mesh.insert_workload(workload);
             }
@@ -44,17 +39,69 @@ pub(super) fn compose(
         return Err(ManifestFault::Mistakes(mistakes));
     }
     for Placed { object, place } in &found.services {
-        if object.spec.kind.as_deref() == Some("ExternalName") {
+        if object.external() {
             let what = "ExternalName is skipped: it has neither addresses nor pods";
             let warning = place.mistake(&["spec".into(), "type".into()], what);
             found.warnings.push(warning);
             continue;
         }
-        mesh.insert_service(service(object));
+        mesh.insert_service(service(object, surroundings.traffic(object)));
     }
+    policy::insert(found, &mut mesh, trust_domain).map_err(ManifestFault::Mistakes)?;
     unresolved_ports(found, &mesh);
     shared(found, &mesh);
     Ok(mesh)
+}
+
+/// What a pod or service gets from objects around it.
+struct Surroundings<'a> {
+    trust_domain: &'a TrustDomain,
+    /// By namespace.
+    enrolments: BTreeMap<String, Enrolment>,
+    /// By node.
+    localities: BTreeMap<String, Locality>,
+    /// By namespace and service.
+    traffics: BTreeMap<(String, String), Traffic>,
+}
+
+impl<'a> Surroundings<'a> {
+    fn new(found: &Found, trust_domain: &'a TrustDomain) -> Self {
+        let namespaces = found.namespaces.iter().map(|n| &n.object.metadata);
+        let nodes = found.nodes.iter().map(|n| &n.object.metadata);
+        let policies = found.service_policies.iter().map(|p| &p.object);
+        Self {
+            trust_domain,
+            enrolments: namespaces
+                .filter_map(|metadata| {
+                    let level = level(metadata.labels.get(ENROLL_LABEL)?)?;
+                    Some((metadata.name.0.clone(), level))
+                })
+                .collect(),
+            localities: nodes
+                .map(|metadata| {
+                    let label = |key| metadata.labels.get(key).cloned().unwrap_or_default();
+                    let locality = Locality {
+                        region: label(REGION_LABEL),
+                        zone: label(ZONE_LABEL),
+                    };
+                    (metadata.name.0.clone(), locality)
+                })
+                .collect(),
+            traffics: policies
+                .map(|policy| {
+                    let service = policy.spec.service.0.clone();
+                    let traffic = traffic::traffic(&policy.spec);
+                    ((policy.namespace().to_owned(), service), traffic)
+                })
+                .collect(),
+        }
+    }
+
+    fn traffic(&self, service: &schema::Service) -> Traffic {
+        let metadata = &service.metadata;
+        let key = (namespace_of(metadata).to_owned(), metadata.name.0.clone());
+        self.traffics.get(&key).cloned().unwrap_or_default()
+    }
 }
 
 /// Bound to a node and not over. Pods in the host's network namespace have no namespace of
@@ -66,8 +113,7 @@ fn placed(pod: &Pod) -> bool {
 fn workload(
     pod: &Placed<Pod>,
     found: &Found,
-    enrolled: &BTreeSet<String>,
-    trust_domain: &TrustDomain,
+    surroundings: &Surroundings<'_>,
 ) -> Result<Workload, mesh_core::identity::IdentityError> {
     let Pod { metadata, spec, .. } = &pod.object;
     let namespace = namespace_of(metadata);
@@ -75,6 +121,7 @@ fn workload(
         .service_account_name
         .as_ref()
         .map_or(DEFAULT_ACCOUNT, |a| &a.0);
+    let node = spec.node_name.as_ref().map_or("", |name| &name.0);
     // A pod that is being deleted keeps its identity until it is gone, but gets no new
     // connections through services.
     let serving = metadata.deletion_timestamp.is_none();
@@ -85,30 +132,31 @@ fn workload(
     Ok(Workload {
         uid: workload_uid(namespace, &metadata.name.0).into(),
         name: metadata.name.0.clone(),
-        identity: Identity::new(trust_domain.clone(), namespace, account)?,
-        node: spec
-            .node_name
-            .as_ref()
-            .map(|n| n.0.clone())
+        identity: Identity::new(surroundings.trust_domain.clone(), namespace, account)?,
+        locality: surroundings
+            .localities
+            .get(node)
+            .cloned()
             .unwrap_or_default(),
+        node: node.to_owned(),
         addresses: pod_addresses(&pod.object)
             .into_iter()
             .map(|(a, _)| a)
             .collect(),
-        enrolment: match enrolled.contains(namespace) {
-            true => Enrolment::Enforce,
-            false => Enrolment::None,
-        },
+        enrolment: surroundings
+            .enrolments
+            .get(namespace)
+            .copied()
+            .unwrap_or_default(),
         labels: metadata.labels.clone(),
         health: Health::Healthy,
-        locality: Locality::default(),
         services: services
             .map(|s| (key_of(&s.object), target_ports(&s.object, &pod.object)))
             .collect(),
     })
 }
 
-fn service(object: &schema::Service) -> Service {
+fn service(object: &schema::Service, traffic: Traffic) -> Service {
     Service {
         key: key_of(object),
         name: object.metadata.name.0.clone(),
@@ -118,7 +166,7 @@ fn service(object: &schema::Service) -> Service {
             .map(|(a, _)| a)
             .collect(),
         ports: tcp_ports(object).map(|port| port.port.0).collect(),
-        traffic: Traffic::default(),
+        traffic,
     }
 }
 
@@ -139,7 +187,7 @@ fn tcp_ports(service: &schema::Service) -> impl Iterator<Item = &ServicePort> {
 fn selects(service: &schema::Service, pod: &Pod) -> bool {
     let selector = &service.spec.selector;
     !selector.is_empty()
-        && service.spec.kind.as_deref() != Some("ExternalName")
+        && !service.external()
         && namespace_of(&service.metadata) == namespace_of(&pod.metadata)
         && selector
             .iter()

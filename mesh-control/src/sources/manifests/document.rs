@@ -7,6 +7,8 @@ use serde::de::DeserializeOwned;
 
 use super::Mistake;
 use super::locate::{self, Step};
+use super::schema::policy::{API_VERSION, Authentication, Authorization, Object};
+use super::schema::traffic::ServicePolicy;
 use super::schema::{Head, Label, Name, Named, Pod, Service};
 
 /// Where an object was read.
@@ -54,6 +56,10 @@ pub(super) struct Found {
     pub(super) accounts: Vec<Placed<Named<Name>>>,
     pub(super) pods: Vec<Placed<Pod>>,
     pub(super) services: Vec<Placed<Service>>,
+    pub(super) nodes: Vec<Placed<Named<Name>>>,
+    pub(super) authorizations: Vec<Placed<Object<Authorization>>>,
+    pub(super) authentications: Vec<Placed<Object<Authentication>>>,
+    pub(super) service_policies: Vec<Placed<Object<ServicePolicy>>>,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<Mistake>,
 }
@@ -80,9 +86,19 @@ fn read_document(place: &Place, found: &mut Found) {
         "ServiceAccount" => parse(place).map(|object| put(&mut found.accounts, object, place)),
         "Pod" => parse(place).map(|object| put(&mut found.pods, object, place)),
         "Service" => parse(place).map(|object| put(&mut found.services, object, place)),
+        "Node" => parse(place).map(|object| put(&mut found.nodes, object, place)),
+        "AuthorizationPolicy" => {
+            parse_own(&head, place).map(|object| put(&mut found.authorizations, object, place))
+        }
+        "AuthenticationPolicy" => {
+            parse_own(&head, place).map(|object| put(&mut found.authentications, object, place))
+        }
+        "ServicePolicy" => {
+            parse_own(&head, place).map(|object| put(&mut found.service_policies, object, place))
+        }
         other => {
             let what = format!(
-                "{other:?} is skipped: Namespace, ServiceAccount, Pod and Service are read here"
+                "{other:?} is skipped: Namespace, ServiceAccount, Pod, Service, Node, AuthorizationPolicy, AuthenticationPolicy and ServicePolicy are read here"
             );
             let warning = place.mistake(&["kind".into()], what);
             return found.warnings.push(warning);
@@ -96,6 +112,17 @@ fn read_document(place: &Place, found: &mut Found) {
 fn put<T>(objects: &mut Vec<Placed<T>>, object: T, place: &Place) {
     let place = place.clone();
     objects.push(Placed { object, place });
+}
+
+/// Parses an object of one of the mesh's own kinds.
+fn parse_own<T: DeserializeOwned>(head: &Head, place: &Place) -> Result<T, Mistake> {
+    let kind = &head.kind;
+    let what = match head.api_version.as_deref() {
+        Some(API_VERSION) => return parse(place),
+        Some(other) => format!("{kind} is read here in version {API_VERSION}, not {other:?}"),
+        None => format!("missing: {kind} needs apiVersion: {API_VERSION}"),
+    };
+    Err(place.mistake(&["apiVersion".into()], what))
 }
 
 fn parse<T: DeserializeOwned>(place: &Place) -> Result<T, Mistake> {
@@ -112,7 +139,10 @@ fn parse<T: DeserializeOwned>(place: &Place) -> Result<T, Mistake> {
             what = what.replacen(&format!(" at line {line} column {column}"), "", 1);
         }
         let field = if path == "." { String::new() } else { path };
-        if let Some(rest) = what.strip_prefix(&format!("{field}: ")) {
+        // So is the path, which the parser may know less far.
+        if let Some((prefix, rest)) = what.split_once(": ")
+            && field.starts_with(prefix)
+        {
             what = rest.to_owned();
         }
         Mistake {

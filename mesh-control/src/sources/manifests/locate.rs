@@ -27,6 +27,12 @@ impl From<usize> for Step {
     }
 }
 
+/// A path of steps, keys and indexes mixed.
+macro_rules! steps {
+    ($($step:expr),+) => { [$(crate::sources::manifests::locate::Step::from($step)),+] };
+}
+pub(super) use steps;
+
 /// A path as it is printed: `spec.ports[0].name`.
 pub(super) fn printed(path: &[Step]) -> String {
     let mut text = String::new();

@@ -23,6 +23,10 @@ pub use watch::Watcher;
 
 /// Label of a namespace that enrols its pods.
 pub const ENROLL_LABEL: &str = "nodemesh.dev/enroll";
+/// Label of a node with its region.
+const REGION_LABEL: &str = "topology.kubernetes.io/region";
+/// Label of a node with its zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Something wrong in a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

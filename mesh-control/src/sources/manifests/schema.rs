@@ -9,6 +9,10 @@ use std::net::IpAddr;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
+pub(super) mod policy;
+pub(super) mod traffic;
+pub(super) mod values;
+
 /// Reads a text and has it checked at its own position.
 fn checked<'de, D, T>(deserializer: D, check: fn(&str) -> Result<T, String>) -> Result<T, D::Error>
 where
@@ -32,8 +36,8 @@ where
 macro_rules! text {
     ($(#[doc = $doc:literal] $name:ident($inner:ty) = $check:path;)+) => {$(
         #[doc = $doc]
-        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub(super) struct $name(pub(super) $inner);
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub(crate) struct $name(pub(crate) $inner);
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -42,6 +46,7 @@ macro_rules! text {
         }
     )+};
 }
+use text;
 
 text! {
     /// A DNS label (RFC 1123), as namespaces and services have.
@@ -187,8 +192,11 @@ impl<'de> Deserialize<'de> for TargetPort {
 
 /// What every document begins with.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Head {
     pub(super) kind: String,
+    #[serde(default)]
+    pub(super) api_version: Option<String>,
 }
 
 /// metadata of an object named `N` in a namespace.
@@ -268,6 +276,13 @@ pub(super) struct Service {
     pub(super) metadata: Metadata<Label>,
     #[serde(default)]
     pub(super) spec: ServiceSpec,
+}
+
+impl Service {
+    /// Whether it is a mere alias of a name, with neither addresses nor endpoints.
+    pub(super) fn external(&self) -> bool {
+        self.spec.kind.as_deref() == Some("ExternalName")
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
