@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use mesh_agent::supervisor::admin::{self, Request, Response};
 use mesh_agent::supervisor::config::{Config, EX_USAGE, RunArgs, default_run_dir};
-use mesh_agent::supervisor::report::{PodReport, PodState};
+use mesh_agent::supervisor::report::{Level, PodReport, PodState};
 use mesh_agent::supervisor::unload::UnloadArgs;
 use mesh_agent::{sandbox, supervisor, worker};
 
@@ -241,8 +241,11 @@ fn describe(pod: &PodReport) -> String {
     } = pod;
     let state = match (pod.state, pod.worker_pid) {
         (PodState::Enrolled, Some(pid)) => format!(
-            "enrolled as {}, worker {pid}, uid {}, slot {}",
-            pod.identity, pod.uid, pod.slot
+            "enrolled ({}) as {}, worker {pid}, uid {}, slot {}",
+            pod.level.map_or("level unknown", Level::name),
+            pod.identity,
+            pod.uid,
+            pod.slot
         ),
         (PodState::Enrolled, None) => "enrolled, worker on its way back".to_owned(),
         (PodState::NotInMesh, _) => "not in the mesh".to_owned(),
@@ -251,11 +254,14 @@ fn describe(pod: &PodReport) -> String {
         (PodState::Refused, _) => "refused".to_owned(),
         (PodState::Leaving, _) => "leaving".to_owned(),
     };
-    if pod.reason.is_empty() {
-        format!("{namespace}/{name}: {state}")
-    } else {
-        format!("{namespace}/{name}: {state}: {}", pod.reason)
+    let mut line = format!("{namespace}/{name}: {state}");
+    if !pod.reason.is_empty() {
+        line.push_str(&format!(": {}", pod.reason));
     }
+    if pod.unhealthy {
+        line.push_str(&format!("; unhealthy: {}", pod.health_detail));
+    }
+    line
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mesh_api::worker::Counter;
 
 /// Most series one worker may report: a seized one shall not fill the supervisor's memory.
-const MAX_SERIES: usize = 512;
+const MAX_SERIES: usize = 1_024;
 
 type Series = (String, String);
 

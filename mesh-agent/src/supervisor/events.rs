@@ -1,10 +1,11 @@
-//! Refusals as log lines: one line each, naming the pod, both ends, the reason and what
-//! would change it.
+//! Refusals as log lines: one line each, naming the pod, both ends, the reason, the policy that
+//! decided and what would change it. `outcome` says whether the flow was refused, was open and
+//! is cut, or was let through in audit.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use mesh_api::worker::{Refusal, TunnelOpened};
+use mesh_api::worker::{Refusal, TunnelOpened, refusal};
 use mesh_common::RefusalEvent;
 use mesh_core::reason::Reason;
 use tokio::time::Instant;
@@ -65,9 +66,21 @@ pub(super) fn clip(text: &str) -> String {
     text.chars().take(TEXT_LIMIT).collect()
 }
 
+/// An outcome as a field, and how the line begins.
+fn outcome_words(outcome: refusal::Outcome) -> (&'static str, &'static str) {
+    match outcome {
+        refusal::Outcome::Refused => ("refused", "refused"),
+        refusal::Outcome::Audited => ("audited", "would be refused"),
+        refusal::Outcome::Cut => ("cut", "cut"),
+    }
+}
+
 /// A refusal that a worker decided.
 pub(super) fn log_worker_refusal(pod: &PodKey, refusal: &Refusal) {
     let reason = find_reason(&refusal.reason);
+    let (outcome, verb) = outcome_words(refusal.outcome());
+    let named = !refusal.policy.is_empty();
+    let policy = named.then(|| tracing::field::display(word(&refusal.policy)));
     tracing::warn!(
         target: "nodemesh::refusal",
         pod = %pod,
@@ -75,11 +88,13 @@ pub(super) fn log_worker_refusal(pod: &PodKey, refusal: &Refusal) {
         direction = %word(&refusal.direction),
         source = %word(&refusal.source),
         destination = %word(&refusal.destination),
+        outcome = %outcome,
         reason = %reason.map_or("unknown", Reason::code),
+        policy,
         peer_identity = %word(&refusal.peer_identity),
         detail = clip(&refusal.detail).as_str(),
         suppressed = refusal.suppressed,
-        "refused: {}",
+        "{verb}: {}",
         reason.map_or("the worker gives a reason that this supervisor doesn't know", Reason::sentence),
     );
 }

@@ -51,6 +51,10 @@ pub(super) fn install() -> Result<PrometheusHandle, String> {
         "nodemesh_discovery_refused_total",
         "Resources of discovery that were refused as malformed"
     );
+    metrics::describe_gauge!(
+        "nodemesh_policies_unreadable",
+        "Policies that this agent can't read; nothing opens by them"
+    );
     metrics::describe_counter!(
         "nodemesh_workers_adopted_total",
         "Workers of an earlier supervisor that this one took over"
@@ -158,6 +162,14 @@ async fn pods_text(shared: &Shared) -> String {
         add(&mut families, "nodemesh_pod_enrolled", &key, None, enrolled);
         let restarts = "nodemesh_worker_restarts_total";
         add(&mut families, restarts, &key, None, report.restarts);
+        let unhealthy = u64::from(report.unhealthy);
+        add(
+            &mut families,
+            "nodemesh_pod_unhealthy",
+            &key,
+            None,
+            unhealthy,
+        );
         if let Some(end) = report.certificate_not_after_s {
             let name = "nodemesh_certificate_not_after_seconds";
             add(&mut families, name, &key, None, end.unsigned_abs());
@@ -201,7 +213,8 @@ async fn pods_text(shared: &Shared) -> String {
 
 /// What the one label of a worker's series says.
 fn label_key(name: &str) -> &'static str {
-    match name.contains("refusals") || name.contains("failures") {
+    const BY_REASON: [&str; 4] = ["_refusals_", "_failures_", "_audited_", "_cut_"];
+    match BY_REASON.iter().any(|family| name.contains(family)) {
         true => "reason",
         false => "kind",
     }
@@ -235,6 +248,23 @@ fn render(families: &Families) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_refused_audited_or_cut_is_labelled_by_its_reason() {
+        for family in [
+            "nodemesh_refusals_inbound_total",
+            "nodemesh_handshake_failures_outbound_total",
+            "nodemesh_audited_inbound_total",
+            "nodemesh_cut_outbound_total",
+        ] {
+            assert_eq!(label_key(family), "reason", "{family}");
+        }
+        assert_eq!(label_key("nodemesh_connections_total"), "kind");
+        assert_eq!(
+            label_key("nodemesh_refusal_messages_suppressed_total"),
+            "kind"
+        );
+    }
 
     #[test]
     fn lines_of_one_name_stand_together_under_their_type() {

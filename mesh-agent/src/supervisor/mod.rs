@@ -10,7 +10,7 @@
 //!   each served by a `session`;
 //! - `control` keeps the node's certificate (`join`) and the way to the control component;
 //!   `follow` follows discovery (`xds`) into the one view of it (`discovery`); `csr` has the
-//!   workers' certificates signed;
+//!   workers' certificates signed; `node_report` tells control how the pods are;
 //! - of that view a worker is told its pod's policy (`rules`) and what it asks for (`lookups`,
 //!   `answers`), in batches that take effect at once (`packets`).
 
@@ -32,6 +32,7 @@ mod metrics;
 mod netlink;
 mod netns;
 mod node;
+mod node_report;
 mod packets;
 mod placement;
 mod pods;
@@ -146,6 +147,7 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
         config.clone(),
         shared.discovery.clone(),
     ));
+    tokio::spawn(node_report::keep_reporting(shared.clone()));
     tracing::info!(
         node = config.node,
         instance = config.instance,

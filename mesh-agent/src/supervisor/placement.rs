@@ -136,6 +136,15 @@ impl PodTask {
             .map_err(|e| e.to_string())
     }
 
+    /// Takes in what discovery says now, for the kernel; a worker is told when it is there.
+    pub(super) fn follow_discovery(&mut self) -> Result<(), String> {
+        let discovery = self.shared.discovery.clone();
+        if let Some(view) = discovery.known() {
+            self.rules.refresh(&view, &self.goal.uid);
+        }
+        self.update_kernel()
+    }
+
     /// Brings the pod's policy in the kernel programs up to date, as far as discovery is known.
     pub(super) fn update_kernel(&mut self) -> Result<(), String> {
         let discovery = self.shared.discovery.clone();

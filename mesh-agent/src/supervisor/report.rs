@@ -23,6 +23,21 @@ pub enum PodState {
     Leaving,
 }
 
+impl PodState {
+    /// As `status` and control have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::NotInMesh => "not-in-mesh",
+            Self::Starting => "starting",
+            Self::Enrolled => "enrolled",
+            Self::Refused => "refused",
+            Self::Leaving => "leaving",
+        }
+    }
+}
+
 /// How far an enrolled pod is in the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

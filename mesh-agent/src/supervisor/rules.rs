@@ -184,6 +184,11 @@ impl Rules {
         (self.in_kernel.as_ref() != Some(&rules)).then_some(rules)
     }
 
+    /// Whether the kernel has taken any.
+    pub(super) fn is_in_kernel(&self) -> bool {
+        self.in_kernel.is_some()
+    }
+
     /// The kernel has taken these.
     pub(super) fn in_kernel(&mut self, rules: KernelRules) {
         self.in_kernel = Some(rules);

@@ -273,11 +273,18 @@ impl PodTask {
         }
     }
 
-    /// Waits, and hears commands meanwhile.
+    /// Waits, and hears commands meanwhile. The kernel's policy doesn't wait for a worker.
     async fn pause(&mut self, wait: Duration) -> Flow {
         let end = Instant::now() + wait;
+        let mut changes = self.shared.discovery.changes();
+        changes.mark_changed();
         loop {
             tokio::select! {
+                Ok(()) = changes.changed(), if self.rules.is_in_kernel() => {
+                    if let Err(why) = self.follow_discovery() {
+                        tracing::error!(pod = %self.record.key, why, "the kernel did not take the pod's policy; its next worker's start tries again");
+                    }
+                }
                 command = self.commands.recv() => match command {
                     Some(Command::Leave(_)) => return Flow::Leave,
                     Some(Command::Metrics(reply)) => {
