@@ -35,10 +35,17 @@ pub enum KernelReason {
     /// wall: a packet without a full worker socket that carries more than a bare
     /// RST, ACK or SYN+ACK may.
     WallBareSegment = 15,
+    /// connect: policy denies TCP to this address and port.
+    ConnectPolicy = 16,
+    /// wall, either direction: UDP that policy does not allow.
+    WallUdp = 17,
 }
 
 /// Counters a pod has in `REFUSALS`; greater than every [`KernelReason`].
 pub const REASON_SLOTS: u32 = 32;
+
+/// In [`RefusalEvent::flags`]: it was let through, because the pod is in audit.
+pub const EVENT_AUDITED: u8 = 1;
 
 /// One refusal, as the ring buffer carries it.
 #[repr(C)]
@@ -59,7 +66,9 @@ pub struct RefusalEvent {
     /// Destination port, or 0.
     pub destination_port: u16,
     /// IP protocol number, or 0.
-    pub protocol: u16,
+    pub protocol: u8,
+    /// [`EVENT_AUDITED`], or 0.
+    pub flags: u8,
     /// Events of this pod that its budget swallowed since the last one.
     pub suppressed: u16,
 }
@@ -81,7 +90,7 @@ pub struct EventBudget {
 
 impl KernelReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::ConnectReservedPort,
         Self::ConnectNoRoute,
         Self::ConnectBoundDevice,
@@ -97,6 +106,8 @@ impl KernelReason {
         Self::WallProtocol,
         Self::WallFragment,
         Self::WallBareSegment,
+        Self::ConnectPolicy,
+        Self::WallUdp,
     ];
 }
 

@@ -11,19 +11,27 @@
 mod event;
 mod flow;
 mod pod;
+mod policy;
 
-pub use event::{EVENTS_PER_POD_PER_SECOND, EventBudget, KernelReason, REASON_SLOTS, RefusalEvent};
+pub use event::{
+    EVENT_AUDITED, EVENTS_PER_POD_PER_SECOND, EventBudget, KernelReason, REASON_SLOTS, RefusalEvent,
+};
 pub use flow::{ClientLabel, FLOW_KIND_APP_DIAL, FLOW_KIND_CAPTURED, Flow, FlowKey};
 pub use flow::{
     SOCKET_APP_ACCEPTED, SOCKET_CAPTURED, SOCKET_FROM_APP, SOCKET_NONE, SOCKET_WORKER, SocketState,
 };
 pub use pod::{
-    GlobalConfig, LISTENER_PLAINTEXT_V4, LISTENER_PLAINTEXT_V6, LISTENERS_PER_POD, POD_ALLOW_UDP,
+    GlobalConfig, LISTENER_PLAINTEXT_V4, LISTENER_PLAINTEXT_V6, LISTENERS_PER_POD,
     POD_HAS_LISTENER_V6, POD_HAS_V4, POD_HAS_V6, PodConfig, WallConfig,
+};
+pub use policy::{
+    POLICY_ALLOW, POLICY_AUDIT, POLICY_BLOCK, POLICY_CLASS_BITS, POLICY_DENY,
+    POLICY_ENTRIES_PER_POD, POLICY_HEAD_BITS, POLICY_PORTS, POLICY_SOME_UDP, POLICY_TCP_OUT,
+    POLICY_UDP_IN, POLICY_UDP_OUT, PolicyEntry, PolicyKey,
 };
 
 /// Version of everything in this crate. Pins live in a folder named after it.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Most pods one agent can enrol; slots are `0..MAX_PODS`.
 pub const MAX_PODS: u32 = 1024;
@@ -71,6 +79,12 @@ pub mod map_name {
     pub const WALLS: &str = "WALLS";
     /// Array: slot * [`crate::REASON_SLOTS`] + reason → count (u64, atomic).
     pub const REFUSALS: &str = "REFUSALS";
+    /// Array: slot * [`crate::REASON_SLOTS`] + reason → count (u64, atomic) of what was let
+    /// through because the pod is in audit.
+    pub const AUDITED: &str = "AUDITED";
+    /// Array of maps: slot → longest-prefix trie of [`crate::PolicyKey`] →
+    /// [`crate::PolicyEntry`]. None: nothing is denied to TCP, and no UDP is allowed.
+    pub const POLICIES: &str = "POLICIES";
     /// Ring buffer of [`crate::RefusalEvent`].
     pub const EVENTS: &str = "EVENTS";
     /// Array: slot → [`crate::EventBudget`].

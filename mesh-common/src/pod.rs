@@ -35,8 +35,6 @@ pub const POD_HAS_V4: u32 = 1;
 pub const POD_HAS_V6: u32 = 1 << 1;
 /// The worker has a listener on `::1` (a pod can have IPv6 switched off).
 pub const POD_HAS_LISTENER_V6: u32 = 1 << 2;
-/// UDP may leave the pod through the wall.
-pub const POD_ALLOW_UDP: u32 = 1 << 3;
 
 /// A pod's host-side device, keyed by its ifindex in the node's namespace.
 #[repr(C)]
@@ -46,8 +44,8 @@ pub struct WallConfig {
     pub worker_cgroup_id: u64,
     /// As in [`PodConfig`].
     pub slot: u32,
-    /// As in [`PodConfig`].
-    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// Listeners of one pod in the `LISTENERS` sockmap.

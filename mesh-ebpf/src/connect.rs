@@ -11,10 +11,11 @@ use mesh_common::{
 
 use crate::address::Address;
 use crate::context::{
-    ALLOW, EAGAIN, ECONNREFUSED, ENETUNREACH, ENOMEM, IPPROTO_TCP, SocketAddress, deny, field,
+    ALLOW, EAGAIN, ECONNREFUSED, ENETUNREACH, ENOMEM, EPERM, IPPROTO_TCP, SocketAddress, deny,
+    field,
 };
 use crate::refusal::{self, Attempt};
-use crate::{pod, storage};
+use crate::{pod, policy, storage};
 
 #[inline(always)]
 pub(crate) fn connect4(ctx: &SockAddrContext) -> i32 {
@@ -56,6 +57,9 @@ fn connect(socket: &SocketAddress) -> i32 {
 
 #[inline(always)]
 fn capture(socket: &SocketAddress, pod: &PodConfig, address: Address, port: u16) -> i32 {
+    if policy::denies_tcp(pod.slot, address, port) {
+        return refuse(pod, KernelReason::ConnectPolicy, EPERM, address, port);
+    }
     let v4 = address.is_v4();
     let needed = if v4 { POD_HAS_V4 } else { POD_HAS_V6 };
     if pod.flags & needed == 0 {

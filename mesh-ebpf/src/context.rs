@@ -27,6 +27,7 @@ pub(crate) use {field, set_field};
 pub(crate) const AF_INET: u32 = 2;
 pub(crate) const AF_INET6: u32 = 10;
 pub(crate) const IPPROTO_TCP: u32 = 6;
+pub(crate) const EPERM: i32 = 1;
 pub(crate) const ENOMEM: i32 = 12;
 pub(crate) const EAGAIN: i32 = 11;
 pub(crate) const EINVAL: i32 = 22;

@@ -15,12 +15,15 @@ mod maps;
 mod names;
 mod packet;
 mod pod;
+mod policy;
 mod refusal;
 mod release;
 mod sockops;
 mod sockopt;
 mod storage;
+mod udp;
 mod wall;
+mod wall_in;
 
 use aya_ebpf::macros::{
     cgroup_sock, cgroup_sock_addr, cgroup_sockopt, classifier, sk_lookup, sock_ops,
@@ -111,6 +114,12 @@ fn steer(ctx: SkLookupContext) -> u32 {
 #[classifier]
 fn wall(ctx: TcContext) -> i32 {
     wall::wall(&ctx)
+}
+
+/// Egress of the host's side of each pod's veth: what goes to the pod.
+#[classifier]
+fn wall_in(ctx: TcContext) -> i32 {
+    wall_in::wall_in(&ctx)
 }
 
 #[cfg(not(test))]

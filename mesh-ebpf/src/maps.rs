@@ -1,11 +1,12 @@
 //! Every map. Their names are ABI (`mesh_common::map_name`).
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, RingBuf, SkStorage, SockMap};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, RingBuf, SkStorage, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
     EventBudget, FLOWS_PER_POD, Flow, FlowKey, GlobalConfig, LISTENERS_PER_POD, MAX_PODS,
-    PodConfig, REASON_SLOTS, RefusalEvent, SocketState, WallConfig,
+    POLICY_ENTRIES_PER_POD, PodConfig, PolicyEntry, PolicyKey, REASON_SLOTS, RefusalEvent,
+    SocketState, WallConfig,
 };
 
 const PODS_LEN: usize = MAX_PODS as usize;
@@ -17,6 +18,8 @@ pub(crate) type PodFlows =
 /// Sockets of one pod between `connect` and the accept side's establishment.
 pub(crate) type PodPending =
     HashMap<u64, u64, { FLOWS_PER_POD as usize }, { BPF_F_NO_PREALLOC as usize }>;
+/// Policy of one pod.
+pub(crate) type PodPolicy = LpmTrie<PolicyKey, PolicyEntry, { POLICY_ENTRIES_PER_POD as usize }>;
 
 #[btf_map]
 pub(crate) static CONFIG: Array<GlobalConfig, 1> = Array::new();
@@ -41,6 +44,12 @@ pub(crate) static WALLS: HashMap<u32, WallConfig, { 4 * PODS_LEN }> = HashMap::n
 
 #[btf_map]
 pub(crate) static REFUSALS: Array<u64, { PODS_LEN * REASON_SLOTS as usize }> = Array::new();
+
+#[btf_map]
+pub(crate) static AUDITED: Array<u64, { PODS_LEN * REASON_SLOTS as usize }> = Array::new();
+
+#[btf_map]
+pub(crate) static POLICIES: ArrayOfMaps<PodPolicy, PODS_LEN> = ArrayOfMaps::new();
 
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<RefusalEvent, EVENTS_BYTES> = RingBuf::new();

@@ -1,4 +1,4 @@
-//! Frames as the wall reads them: from the bytes, never from what the sender claimed
+//! Frames as the walls read them: from the bytes, never from what the sender claimed
 //! about them (`skb->protocol`).
 
 use aya_ebpf::programs::TcContext;
@@ -11,13 +11,17 @@ const ETHERNET_BYTES: u32 = 14;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_PROVIDER_VLAN: u16 = 0x88a8;
 
 const IPV4_BYTES: u32 = 20;
 const IPV6_BYTES: u32 = 40;
 /// More fragments, or an offset.
 const IPV4_FRAGMENT: u16 = 0x3fff;
+const IPV4_OFFSET: u16 = 0x1fff;
 /// An offset, or more fragments.
 const IPV6_FRAGMENT: u16 = 0xfff9;
+const IPV6_OFFSET: u16 = 0xfff8;
 /// Extension headers that are followed; no sane packet has more.
 const EXTENSION_HEADERS: usize = 6;
 
@@ -33,6 +37,8 @@ const HEADER_DESTINATION: u8 = 60;
 pub(crate) enum Frame {
     /// Address resolution: not routed anywhere.
     Arp,
+    /// Neither that nor IP, and no VLAN tag.
+    Other,
     /// An IP packet.
     Ip(Packet),
 }
@@ -44,6 +50,8 @@ pub(crate) struct Packet {
     pub(crate) destination: Address,
     pub(crate) protocol: u8,
     pub(crate) fragment: bool,
+    /// Not the first fragment: the transport's header is in another.
+    pub(crate) headless: bool,
     /// Offset of the transport's header in the frame.
     pub(crate) transport: u32,
     /// Where the IP packet ends in the frame, by its own header.
@@ -94,8 +102,9 @@ pub(crate) fn parse(ctx: &TcContext) -> Result<Frame, KernelReason> {
         ETHERTYPE_ARP => Ok(Frame::Arp),
         ETHERTYPE_IPV4 => Ok(Frame::Ip(parse_v4(ctx)?)),
         ETHERTYPE_IPV6 => Ok(Frame::Ip(parse_v6(ctx)?)),
-        // VLAN tags are among these: the pod's device is no trunk.
-        _ => Err(KernelReason::WallProtocol),
+        // The pod's device is no trunk, and the kernel takes a tag of VLAN 0 for none.
+        ETHERTYPE_VLAN | ETHERTYPE_PROVIDER_VLAN => Err(KernelReason::WallProtocol),
+        _ => Ok(Frame::Other),
     }
 }
 
@@ -107,13 +116,14 @@ fn parse_v4(ctx: &TcContext) -> Result<Packet, KernelReason> {
         return Err(KernelReason::WallUnparsable);
     }
     let total = u16::from_be(load(ctx, ETHERNET_BYTES + 2)?);
-    let fragment = u16::from_be(load(ctx, ETHERNET_BYTES + 6)?) & IPV4_FRAGMENT != 0;
+    let offset = u16::from_be(load(ctx, ETHERNET_BYTES + 6)?);
     Ok(Packet {
         v6: false,
         source: Address::v4(load(ctx, ETHERNET_BYTES + 12)?),
         destination: Address::v4(load(ctx, ETHERNET_BYTES + 16)?),
         protocol: load(ctx, ETHERNET_BYTES + 9)?,
-        fragment,
+        fragment: offset & IPV4_FRAGMENT != 0,
+        headless: offset & IPV4_OFFSET != 0,
         transport: ETHERNET_BYTES + header,
         end: ETHERNET_BYTES + u32::from(total),
     })
@@ -132,6 +142,7 @@ fn parse_v6(ctx: &TcContext) -> Result<Packet, KernelReason> {
         destination: Address(load(ctx, ETHERNET_BYTES + 24)?),
         protocol: load(ctx, ETHERNET_BYTES + 6)?,
         fragment: false,
+        headless: false,
         transport: ETHERNET_BYTES + IPV6_BYTES,
         end: ETHERNET_BYTES + IPV6_BYTES + u32::from(payload),
     };
@@ -148,6 +159,7 @@ fn parse_v6(ctx: &TcContext) -> Result<Packet, KernelReason> {
                 packet.protocol = next;
                 packet.transport += 8;
                 packet.fragment = true;
+                packet.headless = offset & IPV6_OFFSET != 0;
                 if offset & IPV6_FRAGMENT != 0 {
                     // What follows may be in another fragment.
                     return Ok(packet);
@@ -175,6 +187,13 @@ impl Packet {
             options: self.transport + size_of::<TcpHeader>() as u32,
             payload: self.transport + length,
         })
+    }
+
+    /// Source and destination port of a UDP datagram; the packet must be UDP and not headless.
+    #[inline(always)]
+    pub(crate) fn udp_ports(&self, ctx: &TcContext) -> Result<(u16, u16), KernelReason> {
+        let [source, destination]: [u16; 2] = load(ctx, self.transport)?;
+        Ok((u16::from_be(source), u16::from_be(destination)))
     }
 }
 

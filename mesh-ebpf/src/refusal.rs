@@ -1,10 +1,12 @@
 //! Every refusal is counted exactly, and reported within the pod's budget.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use mesh_common::{EVENTS_PER_POD_PER_SECOND, KernelReason, REASON_SLOTS, RefusalEvent};
+use mesh_common::{
+    EVENT_AUDITED, EVENTS_PER_POD_PER_SECOND, KernelReason, REASON_SLOTS, RefusalEvent,
+};
 
 use crate::address::Address;
-use crate::maps::{EVENT_BUDGETS, EVENTS, REFUSALS};
+use crate::maps::{AUDITED, EVENT_BUDGETS, EVENTS, REFUSALS};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -39,7 +41,18 @@ pub(crate) fn record(slot: u32, reason: KernelReason, attempt: &Attempt) {
         // SAFETY: an aligned u64 of the map.
         unsafe { increment(counter) };
     }
-    report(slot, reason, attempt);
+    report(slot, reason, attempt, 0);
+}
+
+/// Counts and reports what policy refuses and audit lets through.
+#[inline(always)]
+pub(crate) fn record_audited(slot: u32, reason: KernelReason, attempt: &Attempt) {
+    let reason = reason as u32;
+    if let Some(counter) = AUDITED.get_ptr_mut(slot * REASON_SLOTS + reason) {
+        // SAFETY: an aligned u64 of the map.
+        unsafe { increment(counter) };
+    }
+    report(slot, reason, attempt, EVENT_AUDITED);
 }
 
 /// Adds one atomically. `core` has no read-modify-write for this target.
@@ -61,7 +74,7 @@ unsafe fn increment(counter: *mut u64) {
 
 /// The budget is not exact when processors race for it; the counters are.
 #[inline(always)]
-fn report(slot: u32, reason: u32, attempt: &Attempt) {
+fn report(slot: u32, reason: u32, attempt: &Attempt, flags: u8) {
     let Some(budget) = EVENT_BUDGETS.get_ptr_mut(slot) else {
         return;
     };
@@ -91,7 +104,8 @@ fn report(slot: u32, reason: u32, attempt: &Attempt) {
         destination: attempt.destination.bytes(),
         source_port: attempt.source_port,
         destination_port: attempt.destination_port,
-        protocol: attempt.protocol as u16,
+        protocol: attempt.protocol as u8,
+        flags,
         suppressed,
     };
     match EVENTS.output(&event, 0) {

@@ -1,13 +1,14 @@
 //! tc ingress on the host's side of the pod's veth: TCP leaves the pod only from a socket
 //! of the pod's own worker, with that socket's own addresses and ports. What the kernel sends
-//! without a full socket (RST, the ACK of TIME_WAIT, a SYN cookie) passes bare.
+//! without a full socket (RST, the ACK of TIME_WAIT, a SYN cookie) passes bare. UDP leaves
+//! where policy allows it.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_sock};
 use aya_ebpf::helpers::generated::{
     bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
 };
 use aya_ebpf::programs::TcContext;
-use mesh_common::{KernelReason, POD_ALLOW_UDP, WallConfig};
+use mesh_common::{KernelReason, WallConfig};
 
 use crate::address::Address;
 use crate::context::{IPPROTO_TCP, field};
@@ -18,8 +19,9 @@ use crate::packet::{
 };
 use crate::pod::worker_level;
 use crate::refusal::{self, Attempt};
+use crate::udp;
 
-/// What this wall has no objection to; later programs on the device still decide.
+/// What a wall has no objection to; later programs on the device still decide.
 const PASS: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT as i32;
 /// `TCP_LISTEN` in `bpf_sock.state`.
@@ -36,23 +38,74 @@ const OPTION_TIMESTAMP: u8 = 8;
 /// Options a bare segment can have; 40 bytes hold no more that make sense.
 const BARE_OPTIONS: usize = 16;
 
-/// Why a frame is dropped, with what is known of it.
-struct Refused {
-    reason: KernelReason,
-    attempt: Attempt,
+/// Why a frame is refused, with what is known of it.
+pub(crate) struct Refused {
+    pub(crate) reason: KernelReason,
+    pub(crate) attempt: Attempt,
+    /// It passes all the same, because the pod is in audit.
+    pub(crate) audited: bool,
+}
+
+impl Refused {
+    /// A packet whose ports play no part.
+    #[inline(always)]
+    pub(crate) fn of(reason: KernelReason, packet: &Packet) -> Self {
+        let attempt = Attempt {
+            source: packet.source,
+            source_port: 0,
+            destination: packet.destination,
+            destination_port: 0,
+            protocol: u32::from(packet.protocol),
+        };
+        Self {
+            reason,
+            attempt,
+            audited: false,
+        }
+    }
+
+    /// A frame that is no packet.
+    #[inline(always)]
+    pub(crate) fn unparsed(reason: KernelReason) -> Self {
+        Self {
+            reason,
+            attempt: Attempt::to(Address::UNSPECIFIED, 0, 0),
+            audited: false,
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn with_ports(mut self, source: u16, destination: u16) -> Self {
+        self.attempt.source_port = source;
+        self.attempt.destination_port = destination;
+        self
+    }
 }
 
 #[inline(always)]
 pub(crate) fn wall(ctx: &TcContext) -> i32 {
+    decide(ctx, judge)
+}
+
+/// What becomes of a frame at the device of a pod, by what `judge` says of it.
+#[inline(always)]
+pub(crate) fn decide(
+    ctx: &TcContext,
+    judge: impl FnOnce(&TcContext, &WallConfig) -> Result<(), Refused>,
+) -> i32 {
     let skb = ctx.skb.skb;
     let ifindex = field!(skb, ifindex);
     // SAFETY: the entry is only read.
     let Some(wall) = (unsafe { WALLS.get(ifindex) }) else {
-        // Attached, but nobody says for whom: nothing leaves.
+        // Attached, but nobody says for whom: nothing passes.
         return DROP;
     };
     match judge(ctx, wall) {
         Ok(()) => PASS,
+        Err(refused) if refused.audited => {
+            refusal::record_audited(wall.slot, refused.reason, &refused.attempt);
+            PASS
+        }
         Err(refused) => {
             refusal::record(wall.slot, refused.reason, &refused.attempt);
             DROP
@@ -62,36 +115,21 @@ pub(crate) fn wall(ctx: &TcContext) -> i32 {
 
 #[inline(always)]
 fn judge(ctx: &TcContext, wall: &WallConfig) -> Result<(), Refused> {
-    let unknown = |reason| Refused {
-        reason,
-        attempt: Attempt::to(Address::UNSPECIFIED, 0, 0),
-    };
-    let packet = match parse(ctx).map_err(unknown)? {
+    let packet = match parse(ctx).map_err(Refused::unparsed)? {
         Frame::Arp => return Ok(()),
+        Frame::Other => return Err(Refused::unparsed(KernelReason::WallProtocol)),
         Frame::Ip(packet) => packet,
     };
-    let refused = |reason| Refused {
-        reason,
-        attempt: Attempt {
-            source: packet.source,
-            source_port: 0,
-            destination: packet.destination,
-            destination_port: 0,
-            protocol: u32::from(packet.protocol),
-        },
-    };
+    let refused = |reason| Refused::of(reason, &packet);
     match packet.protocol {
         PROTOCOL_TCP if packet.fragment => Err(refused(KernelReason::WallFragment)),
         PROTOCOL_TCP => {
             let segment = packet.segment(ctx).map_err(refused)?;
             judge_tcp(ctx, wall, &packet, &segment).map_err(|reason| {
-                let mut refused = refused(reason);
-                refused.attempt.source_port = segment.source_port;
-                refused.attempt.destination_port = segment.destination_port;
-                refused
+                refused(reason).with_ports(segment.source_port, segment.destination_port)
             })
         }
-        PROTOCOL_UDP if wall.flags & POD_ALLOW_UDP != 0 => Ok(()),
+        PROTOCOL_UDP => udp::judge_out(ctx, wall.slot, &packet),
         PROTOCOL_ICMP if !packet.v6 => Ok(()),
         PROTOCOL_ICMPV6 if packet.v6 => Ok(()),
         // A fragment whose first header hides what follows.

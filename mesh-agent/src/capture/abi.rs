@@ -2,7 +2,10 @@
 
 use aya::Pod;
 use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, MapError, SockMap};
-use mesh_common::{EventBudget, Flow, FlowKey, GlobalConfig, PodConfig, WallConfig, map_name};
+use mesh_common::{
+    EventBudget, Flow, FlowKey, GlobalConfig, PodConfig, PolicyEntry, PolicyKey, WallConfig,
+    map_name,
+};
 
 use super::error::{CaptureError, Result};
 use super::pins::Pins;
@@ -25,7 +28,9 @@ plain!(
     WallConfig,
     EventBudget,
     FlowKey,
-    Flow
+    Flow,
+    PolicyKey,
+    PolicyEntry
 );
 
 /// Tuples of one pod.
@@ -42,6 +47,8 @@ pub(super) struct Maps {
     pub(super) listeners: SockMap<MapData>,
     pub(super) walls: HashMap<MapData, u32, Abi<WallConfig>>,
     pub(super) refusals: Array<MapData, u64>,
+    pub(super) audited: Array<MapData, u64>,
+    pub(super) policies: ArrayOfMaps<MapData>,
     pub(super) event_budgets: Array<MapData, Abi<EventBudget>>,
 }
 
@@ -64,6 +71,10 @@ impl Maps {
             walls: typed(map_name::WALLS, |n| Map::HashMap(data(pins, n)?).try_into())?,
             refusals: typed(map_name::REFUSALS, |n| {
                 Map::Array(data(pins, n)?).try_into()
+            })?,
+            audited: typed(map_name::AUDITED, |n| Map::Array(data(pins, n)?).try_into())?,
+            policies: typed(map_name::POLICIES, |n| {
+                Map::ArrayOfMaps(data(pins, n)?).try_into()
             })?,
             event_budgets: typed(map_name::EVENT_BUDGETS, |n| {
                 Map::Array(data(pins, n)?).try_into()

@@ -1,5 +1,6 @@
 //! The few bpf(2) commands that aya doesn't offer for every kind of link: creating,
-//! updating, pinning and asking links alike, and deleting from an array of maps.
+//! updating, pinning and asking links alike, deleting from an array of maps, and writing
+//! many elements of a map at once.
 
 use std::ffi::CString;
 use std::io;
@@ -7,14 +8,21 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use aya::Pod;
+
+const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
+
+const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
+const BPF_F_NO_PREALLOC: u32 = 1;
 
 /// Attach before every other program (of a tcx hook).
 pub(super) const BPF_F_BEFORE: u32 = 1 << 3;
@@ -37,6 +45,7 @@ pub(super) enum AttachType {
     InetSockRelease = 34,
     SkLookup = 36,
     TcxIngress = 46,
+    TcxEgress = 47,
 }
 
 /// The head of `struct bpf_link_info`, and what follows it for these links.
@@ -123,7 +132,7 @@ pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
 /// The kernel fills as much of its info as `T` has room for.
 fn object_info<T: Default>(object: BorrowedFd<'_>) -> io::Result<T> {
     let mut info = T::default();
-    let len = u32::try_from(size_of::<T>()).expect("a small struct");
+    let len = size::<T>();
     let [low, high] = pointer((&raw mut info).cast());
     bpf(
         BPF_OBJ_GET_INFO_BY_FD,
@@ -157,6 +166,44 @@ pub(super) fn delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
     let [low, high] = pointer((&raw const key).cast());
     let head = [raw(map.as_raw_fd()), 0, low, high];
     bpf(BPF_MAP_DELETE_ELEM, &attributes(&head)).map(drop)
+}
+
+/// Makes a longest-prefix trie with room for that many elements.
+pub(super) fn create_trie<K: Pod, V: Pod>(max_entries: u32) -> io::Result<OwnedFd> {
+    let (key, value) = (size::<K>(), size::<V>());
+    let head = [
+        BPF_MAP_TYPE_LPM_TRIE,
+        key,
+        value,
+        max_entries,
+        BPF_F_NO_PREALLOC,
+    ];
+    let fd = bpf(BPF_MAP_CREATE, &attributes(&head))?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Writes elements in their order; for an array of maps the values are descriptors. The first
+/// that fails ends it. Waits once for programs that run with what was there before (array of maps).
+///
+/// # Panics
+/// If there are not as many values as keys.
+pub(super) fn update_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
+    assert_eq!(keys.len(), values.len());
+    let count = u32::try_from(keys.len()).map_err(io::Error::other)?;
+    let [k0, k1] = pointer(keys.as_ptr().cast());
+    let [v0, v1] = pointer(values.as_ptr().cast());
+    // First the positions to go on from, which no update uses.
+    let head = [0, 0, 0, 0, k0, k1, v0, v1, count, raw(map.as_raw_fd())];
+    bpf(BPF_MAP_UPDATE_BATCH, &attributes(&head)).map(drop)
+}
+
+fn size<T>() -> u32 {
+    u32::try_from(size_of::<T>()).expect("a small struct")
 }
 
 fn attributes(head: &[u32]) -> Attributes {

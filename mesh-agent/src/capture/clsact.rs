@@ -1,17 +1,15 @@
-//! The wall on kernels without tcx (before 6.6): a filter on the clsact qdisc, first in order.
+//! The walls on kernels without tcx (before 6.6): filters on the clsact qdisc, first in order.
 
 use std::ffi::CStr;
 use std::mem;
 
 use aya::Ebpf;
-use aya::programs::tc::{
-    self, NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle,
-};
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{Link, Program, ProgramError, SchedClassifier};
 use aya::util::KernelVersion;
 
 use super::error::{CaptureError, Result};
-use super::object::WALL;
+use super::walls::Wall;
 
 /// First of all filters.
 const PRIORITY: u16 = 1;
@@ -19,42 +17,46 @@ const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0, 0x4e4d);
 
 /// Puts the filter on a device, or replaces the one that is there.
-pub(super) fn attach(object: &mut Ebpf, ifindex: u32) -> Result<()> {
+pub(super) fn attach(object: &mut Ebpf, ifindex: u32, wall: Wall) -> Result<()> {
     let name = device(ifindex).ok_or_else(|| {
-        failed(ProgramError::UnknownInterface {
-            name: format!("with index {ifindex}"),
-        })
+        let name = format!("with index {ifindex}");
+        failed(wall)(ProgramError::UnknownInterface { name })
     })?;
-    let program = object.program_mut(WALL);
+    let program = object.program_mut(wall.program);
     let Some(Program::SchedClassifier(program)) = program else {
         return Err(CaptureError::ObjectLacks {
             what: "program",
-            name: WALL.to_owned(),
+            name: wall.program.to_owned(),
         });
     };
     // Fails where the qdisc is there already; what matters fails below.
     let _: Result<(), tc::TcError> = tc::qdisc_add_clsact(&name);
-    let link = replace(program, &name).or_else(|_| add(program, &name));
+    let link = replace(program, &name, wall).or_else(|_| add(program, &name, wall));
     // The filter stays when this agent ends.
-    mem::forget(link.map_err(failed)?);
+    mem::forget(link.map_err(failed(wall))?);
     Ok(())
 }
 
-fn add(program: &mut SchedClassifier, device: &str) -> Result<SchedClassifierLink, ProgramError> {
+fn add(
+    program: &mut SchedClassifier,
+    device: &str,
+    wall: Wall,
+) -> Result<SchedClassifierLink, ProgramError> {
     let options = TcAttachOptions::Netlink(NlOptions {
         priority: PRIORITY,
         handle: HANDLE,
         classid: None,
     });
-    let id = program.attach_with_options(device, TcAttachType::Ingress, options)?;
+    let id = program.attach_with_options(device, wall.clsact, options)?;
     program.take_link(id)
 }
 
 fn replace(
     program: &mut SchedClassifier,
     device: &str,
+    wall: Wall,
 ) -> Result<SchedClassifierLink, ProgramError> {
-    let id = program.attach_to_link(link(device)?)?;
+    let id = program.attach_to_link(link(device, wall)?)?;
     program.take_link(id)
 }
 
@@ -65,22 +67,25 @@ pub(super) fn stands(ifindex: u32) -> bool {
 }
 
 /// Removes the filter; what isn't there is no error.
-pub(super) fn detach(ifindex: u32) -> Result<()> {
+pub(super) fn detach(ifindex: u32, wall: Wall) -> Result<()> {
     if !stands(ifindex) {
         return Ok(());
     }
     let Some(name) = device(ifindex) else {
         return Ok(());
     };
-    link(&name).and_then(Link::detach).map_err(failed)
+    link(&name, wall)
+        .and_then(Link::detach)
+        .map_err(failed(wall))
 }
 
-fn link(device: &str) -> Result<SchedClassifierLink, ProgramError> {
-    SchedClassifierLink::attached(device, TcAttachType::Ingress, PRIORITY, HANDLE, None)
+fn link(device: &str, wall: Wall) -> Result<SchedClassifierLink, ProgramError> {
+    SchedClassifierLink::attached(device, wall.clsact, PRIORITY, HANDLE, None)
         .map_err(ProgramError::IOError)
 }
 
-fn device(ifindex: u32) -> Option<String> {
+/// The name of a device of the caller's network namespace.
+pub(super) fn device(ifindex: u32) -> Option<String> {
     let mut name = [0; libc::IF_NAMESIZE];
     // SAFETY: the buffer is as large as the call demands.
     let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };
@@ -88,9 +93,9 @@ fn device(ifindex: u32) -> Option<String> {
     (!found.is_null()).then(|| name.to_string_lossy().into_owned())
 }
 
-fn failed(source: ProgramError) -> CaptureError {
-    CaptureError::Program {
-        name: WALL.to_owned(),
+fn failed(wall: Wall) -> impl FnOnce(ProgramError) -> CaptureError {
+    move |source| CaptureError::Program {
+        name: wall.program.to_owned(),
         source: Box::new(source),
     }
 }

@@ -62,6 +62,19 @@ pub enum CaptureError {
         /// One more than the greatest.
         max: u32,
     },
+    /// More than the trie of one pod may hold.
+    #[error(
+        "the policy of the pod in slot {slot} comes to {entries} entries in the kernel, at most {max} \
+         fit: name fewer blocks or ports; the policy before it stays in force"
+    )]
+    PolicySize {
+        /// The pod's slot.
+        slot: u32,
+        /// What its policy comes to.
+        entries: usize,
+        /// What fits.
+        max: u32,
+    },
     /// The embedded object lacks something: it is of another build.
     #[error(
         "the embedded eBPF object has no {what} named {name}: run `cargo xtask ebpf` and build again"

@@ -7,13 +7,16 @@
 mod abi;
 mod bpf;
 mod clsact;
+mod counters;
 mod error;
 mod events;
 mod netns;
 mod object;
 mod pins;
 mod pods;
+mod policy;
 mod reason;
+mod walls;
 
 use std::fmt;
 use std::fs::File;
@@ -31,7 +34,9 @@ pub use events::Events;
 pub use netns::{netns_cookie, socket_netns_cookie};
 use object::{ATTACHED_ONCE, Loader, Place, Updated};
 use pins::Pins;
+pub use policy::SlotPolicy;
 pub use reason::{from_number, reason};
+use walls::WALLS;
 
 /// Where one agent's capture lives. Several agents share a kernel by having different instances.
 #[derive(Clone, Debug)]
@@ -90,7 +95,9 @@ impl Capture {
             && let Ok(maps) = Maps::open(&pins)
         {
             for ifindex in maps.walls.keys().filter_map(Result::ok) {
-                clsact::detach(ifindex)?;
+                WALLS
+                    .into_iter()
+                    .try_for_each(|wall| clsact::detach(ifindex, wall))?;
             }
         }
         pins::remove_all(options)

@@ -14,7 +14,7 @@ use super::pins::Pins;
 /// Built by `cargo xtask ebpf`, embedded by the build script; empty when it wasn't built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf.o"));
 
-const MAPS: [&str; 10] = [
+const MAPS: [&str; 12] = [
     map_name::CONFIG,
     map_name::PODS,
     map_name::FLOWS,
@@ -23,6 +23,8 @@ const MAPS: [&str; 10] = [
     map_name::SOCKETS,
     map_name::WALLS,
     map_name::REFUSALS,
+    map_name::AUDITED,
+    map_name::POLICIES,
     map_name::EVENTS,
     map_name::EVENT_BUDGETS,
 ];
@@ -53,8 +55,6 @@ pub(super) const ATTACHED_ONCE: [(&str, Place, AttachType); 12] = [
 ];
 /// The steering program, an instance per pod; its links are `steer-<slot>`.
 pub(super) const STEER: &str = "steer";
-/// The wall; its links are `wall-<ifindex>`.
-pub(super) const WALL: &str = "wall";
 /// Global that tells an instance of [`STEER`] its pod.
 const SLOT: &str = "SLOT";
 
@@ -179,7 +179,7 @@ pub(super) fn attach(
     attach_type: AttachType,
 ) -> Result<()> {
     let flags = match attach_type {
-        AttachType::TcxIngress => bpf::BPF_F_BEFORE,
+        AttachType::TcxIngress | AttachType::TcxEgress => bpf::BPF_F_BEFORE,
         _ => 0,
     };
     let path = pins.link(link);

@@ -1,4 +1,4 @@
-//! What one pod has in the kernel: maps, wall, steering, enrolment.
+//! What one pod has in the kernel: maps, steering, enrolment.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -6,21 +6,20 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use aya::maps::MapError;
 use aya::programs::ProgramFd;
 use mesh_common::{
-    EventBudget, FLOWS_PER_POD, KernelReason, LISTENER_PLAINTEXT_V4, LISTENER_PLAINTEXT_V6,
-    LISTENERS_PER_POD, MAX_PODS, PodConfig, REASON_SLOTS, WallConfig, map_name,
+    FLOWS_PER_POD, LISTENER_PLAINTEXT_V4, LISTENER_PLAINTEXT_V6, LISTENERS_PER_POD, MAX_PODS,
+    PodConfig, map_name,
 };
-use mesh_core::policy::kernel::KernelPolicy;
 
 use super::abi::{self, Abi, PodFlows, PodPending};
 use super::bpf::{self, AttachType, Target};
 use super::error::{self, CaptureError, Result};
 use super::object::{self, Updated};
-use super::{Capture, clsact, pins};
+use super::{Capture, pins};
 
-const BPF_F_NO_PREALLOC: u32 = 1;
+pub(super) const BPF_F_NO_PREALLOC: u32 = 1;
 
 impl Capture {
-    /// Gives a slot fresh maps and zeroed counters. First step of an enrolment.
+    /// Gives a slot fresh maps, zeroed counters and no policy. First step of an enrolment.
     ///
     /// # Errors
     /// If a map can't be made or changed.
@@ -34,34 +33,8 @@ impl Capture {
         pending
             .and_then(|pending| self.maps.pending.set(slot, &pending, 0))
             .map_err(abi::failed(map_name::PENDING))?;
+        self.clear_policy(slot)?;
         self.zero_counters(slot)
-    }
-
-    /// Puts the wall on the host's side of a pod's veth, in the caller's network namespace,
-    /// before every other tcx program. Does nothing but update `wall` if it stands.
-    ///
-    /// # Errors
-    /// If the device is gone or the kernel refuses.
-    pub fn attach_wall(&mut self, ifindex: u32, wall: WallConfig) -> Result<()> {
-        check(wall.slot)?;
-        self.maps
-            .walls
-            .insert(ifindex, Abi(wall), 0)
-            .map_err(abi::failed(map_name::WALLS))?;
-        let program = object::load_once(&mut self.object, object::WALL)?;
-        let link = wall_link(ifindex);
-        if object::update(&self.pins, &link, program)? != Updated::Gone {
-            return Ok(());
-        }
-        pins::remove_link(&self.pins.link(&link))?;
-        let target = Target::Ifindex(ifindex);
-        match object::attach(&self.pins, &link, program, &target, AttachType::TcxIngress) {
-            // No tcx before Linux 6.6.
-            Err(CaptureError::Io { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
-                clsact::attach(&mut self.object, ifindex)
-            }
-            other => other,
-        }
     }
 
     /// Hands the plaintext listeners to `sk_lookup`; replaces those of an earlier worker.
@@ -122,16 +95,7 @@ impl Capture {
             .map_err(abi::failed(map_name::PODS))
     }
 
-    /// Puts a pod's policy into force in the kernel programs, in one step.
-    ///
-    /// # Errors
-    /// If a map can't be written; the policy before it stays in force.
-    #[allow(clippy::unused_self)]
-    pub fn set_policy(&mut self, _slot: u32, _policy: &KernelPolicy, _audit: bool) -> Result<()> {
-        Ok(())
-    }
-
-    /// Takes a pod out: enrolment, steering, walls, listeners, maps. What isn't there is no
+    /// Takes a pod out: enrolment, steering, walls, listeners, policy, maps. What isn't there is no
     /// error. Call it in the network namespace that the walls are in.
     ///
     /// # Errors
@@ -143,13 +107,7 @@ impl Capture {
             pins::remove_link(&self.pins.link(&steer_link(slot))),
         ];
         for &ifindex in ifindexes {
-            results.push(pins::remove_link(&self.pins.link(&wall_link(ifindex))));
-            if self.maps.walls.get(&ifindex, 0).is_ok() {
-                results.push(clsact::detach(ifindex));
-            }
-            results.push(
-                absent(self.maps.walls.remove(&ifindex)).map_err(abi::failed(map_name::WALLS)),
-            );
+            self.detach_walls(ifindex, &mut results);
         }
         for kind in [LISTENER_PLAINTEXT_V4, LISTENER_PLAINTEXT_V6] {
             let index = slot * LISTENERS_PER_POD + kind;
@@ -158,7 +116,7 @@ impl Capture {
                     .map_err(abi::failed(map_name::LISTENERS)),
             );
         }
-        for name in [map_name::FLOWS, map_name::PENDING] {
+        for name in [map_name::FLOWS, map_name::PENDING, map_name::POLICIES] {
             results.push(self.remove_inner(name, slot));
         }
         results.push(self.zero_counters(slot));
@@ -178,40 +136,6 @@ impl Capture {
             .map_err(abi::failed(map_name::PODS))
     }
 
-    /// Walls that stand, by ifindex: for re-adoption.
-    ///
-    /// # Errors
-    /// If the map can't be read.
-    pub fn walls(&self) -> Result<Vec<(u32, WallConfig)>> {
-        self.maps
-            .walls
-            .iter()
-            .map(|entry| entry.map(|(ifindex, Abi(wall))| (ifindex, wall)))
-            .collect::<Result<_, _>>()
-            .map_err(abi::failed(map_name::WALLS))
-    }
-
-    /// Exact counts of a pod's refusals, those above zero.
-    ///
-    /// # Errors
-    /// If the map can't be read.
-    pub fn refusals(&self, slot: u32) -> Result<Vec<(KernelReason, u64)>> {
-        check(slot)?;
-        let mut counts = Vec::new();
-        for reason in KernelReason::ALL {
-            let index = slot * REASON_SLOTS + reason as u32;
-            let count = self
-                .maps
-                .refusals
-                .get(&index, 0)
-                .map_err(abi::failed(map_name::REFUSALS))?;
-            if count > 0 {
-                counts.push((reason, count));
-            }
-        }
-        Ok(counts)
-    }
-
     /// Entries that a pod has in `FLOWS` and in `PENDING`: connections between `connect()` and
     /// the accept side's establishment.
     ///
@@ -224,20 +148,6 @@ impl Capture {
         let flows = flows.map_err(abi::failed(map_name::FLOWS))?;
         let pending = pending.map_err(abi::failed(map_name::PENDING))?;
         Ok((flows.keys().count(), pending.keys().count()))
-    }
-
-    /// Lets every wall run this agent's program.
-    pub(super) fn update_walls(&mut self) -> Result<()> {
-        for (ifindex, wall) in self.walls()? {
-            let program = object::load_once(&mut self.object, object::WALL)?;
-            if object::update(&self.pins, &wall_link(ifindex), program)? == Updated::Gone {
-                // A clsact wall, or one whose device went away while no agent ran.
-                if clsact::stands(ifindex) {
-                    self.attach_wall(ifindex, wall)?;
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Lets every pod's steering run this agent's program. Each has its own instance, with
@@ -258,7 +168,7 @@ impl Capture {
         Ok(())
     }
 
-    fn remove_inner(&self, name: &'static str, slot: u32) -> Result<()> {
+    pub(super) fn remove_inner(&self, name: &'static str, slot: u32) -> Result<()> {
         let outer = abi::data(&self.pins, name).map_err(abi::failed(name))?;
         match bpf::delete(outer.fd().as_fd(), slot) {
             Err(e) if e.raw_os_error() != Some(libc::ENOENT) => {
@@ -267,35 +177,13 @@ impl Capture {
             _ => Ok(()),
         }
     }
-
-    fn zero_counters(&mut self, slot: u32) -> Result<()> {
-        for reason in 0..REASON_SLOTS {
-            self.maps
-                .refusals
-                .set(slot * REASON_SLOTS + reason, 0, 0)
-                .map_err(abi::failed(map_name::REFUSALS))?;
-        }
-        let budget = EventBudget {
-            window_start_ns: 0,
-            sent: 0,
-            suppressed: 0,
-        };
-        self.maps
-            .event_budgets
-            .set(slot, Abi(budget), 0)
-            .map_err(abi::failed(map_name::EVENT_BUDGETS))
-    }
-}
-
-fn wall_link(ifindex: u32) -> String {
-    format!("wall-{ifindex}")
 }
 
 fn steer_link(slot: u32) -> String {
     format!("steer-{slot}")
 }
 
-fn check(slot: u32) -> Result<()> {
+pub(super) fn check(slot: u32) -> Result<()> {
     if slot < MAX_PODS {
         return Ok(());
     }
@@ -306,7 +194,7 @@ fn check(slot: u32) -> Result<()> {
 }
 
 /// An entry that isn't there is removed already. Sockmaps say `EINVAL`.
-fn absent(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn absent(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(ref e))

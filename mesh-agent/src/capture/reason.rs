@@ -22,6 +22,8 @@ pub const fn reason(kernel: KernelReason) -> Reason {
         KernelReason::WallProtocol => Reason::WallProtocol,
         KernelReason::WallFragment => Reason::WallFragment,
         KernelReason::WallBareSegment => Reason::WallBareSegment,
+        KernelReason::ConnectPolicy => Reason::PolicyDenied,
+        KernelReason::WallUdp => Reason::UdpNotAllowed,
     }
 }
 

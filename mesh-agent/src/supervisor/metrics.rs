@@ -174,16 +174,16 @@ async fn pods_text(shared: &Shared) -> String {
             let name = "nodemesh_certificate_not_after_seconds";
             add(&mut families, name, &key, None, end.unsigned_abs());
         }
-        let counts = shared.capture().refusals(pod.slot).unwrap_or_default();
-        for (reason, count) in counts {
-            let label = ("reason", capture::reason(reason).code());
-            add(
-                &mut families,
-                "nodemesh_kernel_refusals_total",
-                &key,
-                Some(label),
-                count,
-            );
+        let refused = shared.capture().refusals(pod.slot).unwrap_or_default();
+        let audited = shared.capture().audited(pod.slot).unwrap_or_default();
+        for (name, counts) in [
+            ("nodemesh_kernel_refusals_total", refused),
+            ("nodemesh_kernel_audited_total", audited),
+        ] {
+            for (reason, count) in counts {
+                let label = ("reason", capture::reason(reason).code());
+                add(&mut families, name, &key, Some(label), count);
+            }
         }
         if let Some(commands) = pod.commands {
             let (reply, counters) = oneshot::channel();

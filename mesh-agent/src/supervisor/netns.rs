@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use mesh_common::{POD_ALLOW_UDP, POD_HAS_V4, POD_HAS_V6};
+use mesh_common::{POD_HAS_V4, POD_HAS_V6};
 use netlink_packet_route::link::InfoKind;
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
@@ -111,7 +111,7 @@ impl Netns {
 /// What enrolment needs to know of a pod's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Facts {
-    /// `POD_HAS_V4`, `POD_HAS_V6`, `POD_ALLOW_UDP`.
+    /// `POD_HAS_V4`, `POD_HAS_V6`.
     pub(super) flags: u32,
     /// Node-side devices that get a wall.
     pub(super) walls: Vec<u32>,
@@ -139,7 +139,7 @@ pub(super) fn inspect(netns: &Netns, pod_addresses: &[IpAddr]) -> Result<Facts, 
         });
     }
     Ok(Facts {
-        flags: family_flags(pod_addresses, &links, &routes) | POD_ALLOW_UDP,
+        flags: family_flags(pod_addresses, &links, &routes),
         walls: walls(&links, &node_links)?,
     })
 }

@@ -64,7 +64,7 @@ impl PodTask {
         let wall = WallConfig {
             worker_cgroup_id: cgroup.id(),
             slot: self.record.slot,
-            flags: facts.flags,
+            reserved: 0,
         };
         let ports_added = self
             .record

@@ -74,6 +74,15 @@ pub(crate) fn tcp(to: u16, flags: u8, options: &[u8], payload: &[u8]) -> Vec<u8>
     segment
 }
 
+pub(crate) fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+    let mut datagram = from.to_be_bytes().to_vec();
+    datagram.extend(to.to_be_bytes());
+    datagram.extend(u16::try_from(8 + payload.len()).unwrap().to_be_bytes());
+    datagram.extend([0, 0]);
+    datagram.extend(payload);
+    datagram
+}
+
 /// An ICMP echo of that type. The kernel sums ICMPv6 itself.
 pub(crate) fn icmp_echo(kind: u8) -> Vec<u8> {
     let mut message = vec![kind, 0, 0, 0, 0, 1, 0, 1];

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use mesh_common::{KernelReason, PORT_HBONE};
+use mesh_common::{ABI_VERSION, KernelReason, PORT_HBONE};
 use socket2::{Domain, Socket, Type};
 
 use crate::lab::{Lab, eventually, netns_path};
@@ -178,10 +178,10 @@ fn an_app_that_starts_late_gets_its_port_while_clients_keep_trying_it() {
 fn steering_again_changes_nothing_and_another_namespace_replaces_the_link() {
     let mut lab = Lab::new();
     lab.add_pod();
-    let link = lab
-        .options
-        .bpffs
-        .join(format!("nodemesh-{}/v1/links/steer-0", lab.prefix));
+    let link = lab.options.bpffs.join(format!(
+        "nodemesh-{}/v{ABI_VERSION}/links/steer-0",
+        lab.prefix
+    ));
     let inode = |path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
     let before = inode(&link);
     let netns = |lab: &Lab, n: usize| std::fs::File::open(netns_path(&lab.pods[n].netns)).unwrap();

@@ -13,7 +13,7 @@ use crate::wall::{NODE, POD, TCP, raw_socket, walled};
 const PACKET_QDISC_BYPASS: i32 = 20;
 
 /// What apps can put on their device by themselves.
-struct Injector<'a> {
+pub(crate) struct Injector<'a> {
     lab: &'a Lab,
     socket: OwnedFd,
     ifindex: u32,
@@ -21,7 +21,7 @@ struct Injector<'a> {
 }
 
 impl<'a> Injector<'a> {
-    fn new(lab: &'a Lab, bypass: bool) -> Self {
+    pub(crate) fn new(lab: &'a Lab, bypass: bool) -> Self {
         let app = lab.app();
         let socket = app.socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
         let on = i32::from(bypass);
@@ -41,7 +41,7 @@ impl<'a> Injector<'a> {
     }
 
     /// Sends one frame and says what became of it: the reason, or `None` if it passed.
-    fn send(&self, claimed: u16, bytes: &[u8]) -> Option<KernelReason> {
+    pub(crate) fn send(&self, claimed: u16, bytes: &[u8]) -> Option<KernelReason> {
         let before = walled(self.lab);
         frame::send_frame(&self.socket, self.ifindex, claimed, bytes);
         let after = walled(self.lab);

@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mesh_agent::capture::{Capture, CaptureOptions, netns_cookie};
+use mesh_agent::capture::{self, Capture, CaptureOptions, netns_cookie};
 use mesh_common::{
-    KernelReason, POD_ALLOW_UDP, POD_HAS_LISTENER_V6, POD_HAS_V4, POD_HAS_V6, PORT_OUTBOUND,
-    PORT_PLAINTEXT, PodConfig, WallConfig, mapped_v4,
+    KernelReason, POD_HAS_LISTENER_V6, POD_HAS_V4, POD_HAS_V6, PORT_OUTBOUND, PORT_PLAINTEXT,
+    PodConfig, WallConfig, mapped_v4,
 };
+use mesh_core::policy::kernel::KernelPolicy;
 use socket2::Socket;
 
 use crate::process::Process;
@@ -160,7 +161,7 @@ impl Lab {
         let wall = WallConfig {
             worker_cgroup_id: pod.config.worker_cgroup_id,
             slot: pod.slot,
-            flags: POD_ALLOW_UDP,
+            reserved: 0,
         };
         in_netns(&node, || capture.attach_wall(pod.ifindex, wall)).unwrap();
         let worker = pod.worker.as_ref().unwrap();
@@ -188,14 +189,22 @@ impl Lab {
         self.pods[0].worker.as_ref().unwrap()
     }
 
+    /// Puts a pod's policy into force.
+    pub(crate) fn set_policy(&mut self, number: usize, policy: &KernelPolicy, audit: bool) {
+        let slot = self.pods[number].slot;
+        self.capture().set_policy(slot, policy, audit).unwrap();
+    }
+
     /// How often something was refused.
     pub(crate) fn refused(&self, number: usize, reason: KernelReason) -> u64 {
         let capture = self.capture.as_ref().unwrap();
-        let counts = capture.refusals(self.pods[number].slot).unwrap();
-        counts
-            .into_iter()
-            .find(|&(r, _)| r == reason)
-            .map_or(0, |(_, n)| n)
+        count(capture.refusals(self.pods[number].slot), reason)
+    }
+
+    /// How often something was let through in audit.
+    pub(crate) fn audited(&self, number: usize, reason: KernelReason) -> u64 {
+        let capture = self.capture.as_ref().unwrap();
+        count(capture.audited(self.pods[number].slot), reason)
     }
 
     /// A cgroup outside the mesh for an app's process.
@@ -221,6 +230,14 @@ impl Lab {
     pub(crate) fn in_node<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
         in_netns(&self.node_netns(), run)
     }
+}
+
+fn count(counts: capture::Result<Vec<(KernelReason, u64)>>, reason: KernelReason) -> u64 {
+    let counts = counts.unwrap();
+    counts
+        .into_iter()
+        .find(|&(r, _)| r == reason)
+        .map_or(0, |(_, n)| n)
 }
 
 impl Worker {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -89,12 +89,10 @@ fn other_programs_are_replaced_in_their_links_by_opening() {
         1,
     );
     put("steer-0", program::SK_LOOKUP, program::ATTACH_SK_LOOKUP, 1);
-    put(
-        &format!("wall-{}", lab.pod().ifindex),
-        program::SCHED_CLS,
-        0,
-        0,
-    );
+    for wall in ["wall", "wall_in"] {
+        let link = format!("{wall}-{}", lab.pod().ifindex);
+        put(&link, program::SCHED_CLS, 0, 0);
+    }
     dial(&lab, server).unwrap();
     accept(&listener);
 
@@ -115,23 +113,51 @@ fn other_programs_are_replaced_in_their_links_by_opening() {
     let before = lab.refused(0, KernelReason::WallNotWorker);
     crate::wall::send_raw_syn(&lab, server);
     assert_eq!(lab.refused(0, KernelReason::WallNotWorker), before + 1);
+    lab.in_node(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", to))
+        .unwrap();
+    assert_eq!(lab.refused(0, KernelReason::WallUdp), 1);
 }
 
 #[test]
-fn the_wall_is_first_in_order() {
+fn a_wall_that_an_agent_left_unfinished_is_put_up_by_opening() {
+    let mut lab = Lab::new();
+    let before = listing(&links(&lab));
+    for wall in ["wall", "wall_in"] {
+        let link = links(&lab).join(format!("{wall}-{}", lab.pod().ifindex));
+        program::detach(program::pinned(&link).as_fd());
+        fs::remove_file(link).unwrap();
+    }
+    reopen(&mut lab);
+    assert_eq!(listing(&links(&lab)), before);
+    crate::wall::send_raw_syn(&lab, address("10.88.0.1:80"));
+    assert_eq!(lab.refused(0, KernelReason::WallNotWorker), 1);
+    let to = SocketAddr::new(lab.pod().v4, 8080);
+    lab.in_node(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", to))
+        .unwrap();
+    assert_eq!(lab.refused(0, KernelReason::WallUdp), 1);
+}
+
+#[test]
+fn the_walls_are_first_in_order() {
     let mut lab = Lab::node();
     lab.add_pod();
     let node = lab.node_netns();
     let ifindex = lab.pod().ifindex;
     let other = program::returning(program::SCHED_CLS, 0, 0);
-    let _link = in_netns(&node, || program::attach_tcx(other.as_fd(), ifindex));
+    let directions = [
+        (program::ATTACH_TCX_INGRESS, TcAttachType::Ingress, "wall"),
+        (program::ATTACH_TCX_EGRESS, TcAttachType::Egress, "wall_in"),
+    ];
+    let _links = in_netns(&node, || {
+        directions.map(|(kind, ..)| program::attach_tcx(other.as_fd(), ifindex, kind))
+    });
     lab.enrol(0);
-    let (_, programs) = in_netns(&node, || {
-        SchedClassifier::query_tcx("veth0", TcAttachType::Ingress)
-    })
-    .unwrap();
-    let names: Vec<_> = programs.iter().map(|p| p.name_as_str()).collect();
-    assert_eq!(names, [Some("wall"), Some("")]);
+    for (_, direction, wall) in directions {
+        let (_, programs) =
+            in_netns(&node, || SchedClassifier::query_tcx("veth0", direction)).unwrap();
+        let names: Vec<_> = programs.iter().map(|p| p.name_as_str()).collect();
+        assert_eq!(names, [Some(wall), Some("")]);
+    }
 }
 
 #[test]
@@ -240,7 +266,7 @@ fn a_wall_without_a_device_is_an_error_that_names_it() {
     let wall = WallConfig {
         worker_cgroup_id: 1,
         slot: 0,
-        flags: 0,
+        reserved: 0,
     };
     let node = lab.node_netns();
     let capture = lab.capture();

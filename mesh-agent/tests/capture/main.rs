@@ -1,5 +1,6 @@
 //! The capture, with real eBPF, in network namespaces of its own. Needs root.
 
+mod agreement;
 mod frame;
 mod inbound;
 mod injection;
@@ -7,7 +8,9 @@ mod lab;
 mod lifecycle;
 mod names;
 mod outbound;
+mod policy;
 mod process;
 mod program;
 mod quota;
+mod udp;
 mod wall;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use aya::maps::{ArrayOfMaps, HashMap, Map, MapData};
-use mesh_common::{FLOWS_PER_POD, KernelReason, map_name};
+use mesh_common::{ABI_VERSION, FLOWS_PER_POD, KernelReason, map_name};
 use socket2::{Domain, Socket, Type};
 
 use crate::lab::{Lab, in_netns};
@@ -16,7 +16,7 @@ fn pending(lab: &Lab, slot: u32) -> Pending {
     let pins = lab
         .options
         .bpffs
-        .join(format!("nodemesh-{}/v1/maps", lab.prefix));
+        .join(format!("nodemesh-{}/v{ABI_VERSION}/maps", lab.prefix));
     let map = MapData::from_pin(pins.join(map_name::PENDING)).unwrap();
     let outer: ArrayOfMaps<MapData, Pending> = Map::ArrayOfMaps(map).try_into().unwrap();
     outer.get(&slot, 0).unwrap()

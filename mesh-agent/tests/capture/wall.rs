@@ -2,16 +2,16 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::Duration;
 
-use mesh_common::{KernelReason, WallConfig};
+use mesh_common::KernelReason;
 use socket2::{Domain, Socket, Type};
 
 use crate::frame::{self, ACK, IPV4, RST, SYN};
-use crate::lab::{Lab, NODE_V4, NODE_V6, eventually, in_netns};
+use crate::lab::{Lab, NODE_V4, NODE_V6, eventually};
 use crate::names::{accept, address, local};
 use crate::process::Process;
 
@@ -236,28 +236,6 @@ fn pod_mac(lab: &Lab) -> [u8; 6] {
         .map(|b| u8::from_str_radix(b, 16).unwrap())
         .collect();
     bytes.try_into().unwrap()
-}
-
-#[test]
-fn udp_is_a_matter_of_the_pods_flag() {
-    let mut lab = Lab::new();
-    let outside = lab.in_node(|| UdpSocket::bind((NODE_V4, 0)).unwrap());
-    outside
-        .set_read_timeout(Some(Duration::from_secs(2)))
-        .unwrap();
-    let app = lab.in_pod(|| UdpSocket::bind("0.0.0.0:0").unwrap());
-    app.send_to(b"x", outside.local_addr().unwrap()).unwrap();
-    assert_eq!(outside.recv(&mut [0; 4]).unwrap(), 1);
-    let wall = WallConfig {
-        worker_cgroup_id: lab.pod().config.worker_cgroup_id,
-        slot: 0,
-        flags: 0,
-    };
-    let (node, ifindex) = (lab.node_netns(), lab.pod().ifindex);
-    let capture = lab.capture();
-    in_netns(&node, || capture.attach_wall(ifindex, wall)).unwrap();
-    app.send_to(b"x", outside.local_addr().unwrap()).unwrap();
-    assert_eq!(walled(&lab), [(KernelReason::WallProtocol, 1)]);
 }
 
 /// An abortive close takes the socket's own addresses away while its RST is on its way.
