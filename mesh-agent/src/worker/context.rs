@@ -17,8 +17,10 @@ use super::discovery::{self, Discovery};
 use super::fault::Fault;
 use super::metrics::{Count, Metrics};
 use super::outbox::Outbox;
+use super::policy::Policy;
 use super::report::Reports;
 use super::socket::{self, CaptureHooks};
+use super::sources::Sources;
 use super::tls::{Credentials, now_s};
 
 /// Why a `Start` can't be followed.
@@ -134,6 +136,8 @@ pub(crate) struct Context {
     pub(crate) reports: Reports,
     pub(crate) outbox: Outbox,
     pub(crate) discovery: Discovery,
+    pub(crate) sources: Sources,
+    pub(crate) policy: Policy,
     pub(crate) hooks: Box<dyn CaptureHooks>,
     pub(crate) phase: watch::Sender<Phase>,
     /// Counts certificates: tunnels of others are cycled when it changes.
@@ -159,6 +163,8 @@ impl Context {
             limits: Limits::new(&start.limits.unwrap_or_default()),
             reports: Reports::new(metrics.clone(), outbox.clone()),
             discovery: Discovery::new(outbox.clone(), metrics.clone()),
+            sources: Sources::new(outbox.clone(), metrics.clone()),
+            policy: Policy::new(),
             metrics,
             outbox,
             hooks,

@@ -2,13 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use mesh_api::worker::{
-    Destination as DestinationMessage, ResolveDestination, ResolveSource, SourceInfo,
-    to_supervisor::Message,
+    Destination as DestinationMessage, ResolveDestination, to_supervisor::Message,
 };
 use mesh_core::reason::Reason;
 use tokio::sync::oneshot;
@@ -16,7 +15,7 @@ use tokio::time::{Instant, timeout};
 
 pub(crate) use super::destination::{Destination, Endpoint, address_of, bytes_of};
 use super::fault::Fault;
-use super::metrics::{Count, Metrics};
+use super::metrics::Metrics;
 use super::outbox::Outbox;
 
 /// How long a flow waits for a look-up, and how long an unanswered question stands before it
@@ -28,9 +27,6 @@ const MAX_PENDING: usize = 1024;
 const MAX_ENTRIES: usize = 8192;
 /// Bounds on the life of a negative answer.
 const NEGATIVE_TTL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(300));
-/// Peers remembered, and for how long.
-const MAX_SOURCES: usize = 4096;
-const SOURCE_TTL: Duration = Duration::from_secs(60);
 
 struct Answer {
     destination: Rc<Destination>,
@@ -45,18 +41,11 @@ struct Entry {
     waiting: Vec<oneshot::Sender<Rc<Destination>>>,
 }
 
-struct Source {
-    known: Option<bool>,
-    at: Instant,
-    uncounted: u64,
-}
-
 /// The worker's share of discovery.
 pub(crate) struct Discovery {
     outbox: Outbox,
     metrics: Rc<Metrics>,
     entries: RefCell<HashMap<SocketAddr, Entry>>,
-    sources: RefCell<HashMap<IpAddr, Source>>,
 }
 
 impl Discovery {
@@ -65,7 +54,6 @@ impl Discovery {
             outbox,
             metrics,
             entries: RefCell::default(),
-            sources: RefCell::default(),
         }
     }
 
@@ -101,14 +89,14 @@ impl Discovery {
         }
     }
 
-    /// An answer, or a change of one.
-    pub(crate) fn push(&self, message: &DestinationMessage) {
+    /// An answer, or a change of one. True where it replaces an answer.
+    pub(crate) fn push(&self, message: &DestinationMessage) -> bool {
         let Some(to) = address_of(&message.address)
             .zip(u16::try_from(message.port).ok())
             .map(SocketAddr::from)
         else {
             tracing::warn!("a destination without a valid address was pushed");
-            return;
+            return false;
         };
         let now = Instant::now();
         let ttl =
@@ -116,12 +104,12 @@ impl Discovery {
         let mut entries = self.entries.borrow_mut();
         // What was not asked for, or is forgotten, is of no use.
         let Some(entry) = entries.get_mut(&to) else {
-            return;
+            return false;
         };
         let before = entry.answer.as_ref().map(|answer| &*answer.destination);
         let destination = Rc::new(Destination::parse(message, before, &self.metrics));
         entry.asked = None;
-        entry.answer = Some(Answer {
+        let before = entry.answer.replace(Answer {
             expires: (!destination.known).then(|| now + ttl),
             destination: destination.clone(),
             used: Cell::new(now),
@@ -130,6 +118,7 @@ impl Discovery {
             // The flow that asked may be gone.
             let _gone = waiting.send(destination.clone());
         }
+        before.is_some()
     }
 
     /// Asks again for everything of use: a new supervisor knows nothing of it.
@@ -148,57 +137,6 @@ impl Discovery {
         };
         for question in questions {
             self.outbox.send(question, Vec::new()).await;
-        }
-    }
-
-    /// A tunnel came in from this address: counted when discovery does not know it.
-    pub(crate) fn note_source(&self, address: IpAddr) {
-        let now = Instant::now();
-        let mut sources = self.sources.borrow_mut();
-        if sources.len() >= MAX_SOURCES {
-            sources.retain(|_, source| source.at + SOURCE_TTL > now);
-            if sources.len() >= MAX_SOURCES {
-                sources.clear();
-            }
-        }
-        let fresh = sources
-            .get_mut(&address)
-            .filter(|source| source.at + SOURCE_TTL > now);
-        match fresh {
-            Some(Source {
-                known: Some(true), ..
-            }) => {}
-            Some(Source {
-                known: Some(false), ..
-            }) => self.metrics.add(Count::UnknownPeers, 1),
-            Some(waiting) => waiting.uncounted += 1,
-            None => {
-                let question = ResolveSource {
-                    address: bytes_of(address),
-                };
-                if self.outbox.try_send(Message::ResolveSource(question)) {
-                    let source = Source {
-                        known: None,
-                        at: now,
-                        uncounted: 1,
-                    };
-                    sources.insert(address, source);
-                }
-            }
-        }
-    }
-
-    /// The supervisor's word on a peer.
-    pub(crate) fn source_info(&self, info: &SourceInfo) {
-        let mut sources = self.sources.borrow_mut();
-        let source = address_of(&info.address).and_then(|address| sources.get_mut(&address));
-        if let Some(source) = source {
-            let uncounted = std::mem::take(&mut source.uncounted);
-            if !info.known {
-                self.metrics.add(Count::UnknownPeers, uncounted);
-            }
-            source.known = Some(info.known);
-            source.at = Instant::now();
         }
     }
 }

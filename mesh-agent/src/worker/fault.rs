@@ -1,5 +1,6 @@
 //! A flow that can't be carried: the reason and what the operator needs with it.
 
+use mesh_core::policy::{self, PolicyKey};
 use mesh_core::reason::Reason;
 
 /// Which way a flow goes, seen from the pod.
@@ -18,6 +19,15 @@ impl Direction {
     }
 }
 
+impl From<Direction> for policy::Direction {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Inbound => Self::Inbound,
+            Direction::Outbound => Self::Outbound,
+        }
+    }
+}
+
 /// Why a flow was refused or failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}: {detail}", reason.sentence())]
@@ -27,6 +37,8 @@ pub(crate) struct Fault {
     pub(crate) detail: String,
     /// Identity of the peer, as far as it was proven; or empty.
     pub(crate) peer: String,
+    /// The policy that decided, if one did.
+    pub(crate) policy: Option<PolicyKey>,
 }
 
 impl Fault {
@@ -35,11 +47,29 @@ impl Fault {
             reason,
             detail: detail.to_string(),
             peer: String::new(),
+            policy: None,
         }
     }
 
     pub(crate) fn of_peer(mut self, peer: impl std::fmt::Display) -> Self {
         self.peer = peer.to_string();
         self
+    }
+
+    pub(crate) fn by_policy(mut self, policy: Option<PolicyKey>) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Whether it is policy that refuses the flow, and nothing that fails.
+    pub(crate) fn is_policy(&self) -> bool {
+        matches!(
+            self.reason,
+            Reason::PolicyDenied
+                | Reason::PolicyNoRule
+                | Reason::InboundPlaintext
+                | Reason::DestinationUnknown
+                | Reason::DestinationNotEnrolled
+        )
     }
 }

@@ -23,9 +23,11 @@ use tokio_rustls::server::TlsStream;
 use super::chunk::Chunk;
 use super::context::Context;
 use super::fault::{Direction, Fault};
+use super::flow::Flow;
 use super::metrics::Count;
 use super::relay::{ByteCounts, relay};
 use super::socket;
+use super::sources::Source;
 use super::tls::{self, ReadAhead};
 use super::tunnel::{
     MAX_FRAME, MAX_HEADERS, RESET_STREAMS, SEND_BUFFER, STREAM_WINDOW, connection_window,
@@ -62,10 +64,16 @@ pub(crate) async fn serve(context: Rc<Context>, stream: TcpStream, peer: SocketA
     match shaken {
         Ok((tunnel, identity, parameters)) => {
             context.metrics.add(Count::HandshakesInbound, 1);
-            context.discovery.note_source(peer.ip());
+            let source = context.sources.look_up(peer.ip());
+            context.sources.note_tunnel(&source);
             let reports = &context.reports;
             reports.tunnel_opened(Direction::Inbound, &identity, peer, parameters);
-            drive(context, tunnel, peer, identity.into()).await;
+            let caller = Caller {
+                address: peer,
+                identity: identity.into(),
+                source,
+            };
+            drive(context, tunnel, caller).await;
         }
         Err(fault) => {
             let (metrics, reports) = (&context.metrics, &context.reports);
@@ -73,6 +81,15 @@ pub(crate) async fn serve(context: Rc<Context>, stream: TcpStream, peer: SocketA
             reports.refusal(Direction::Inbound, &fault, peer, local);
         }
     }
+}
+
+/// Who is at the other end of a tunnel.
+#[derive(Clone)]
+struct Caller {
+    address: SocketAddr,
+    /// What it has proven.
+    identity: Rc<Identity>,
+    source: Rc<Source>,
 }
 
 /// A place among the handshakes that may be under way.
@@ -156,7 +173,7 @@ async fn let_alert_arrive(mut stream: ReadAhead) {
 
 /// Drives one tunnel: accepts streams, cycles it when the certificate changes or the worker
 /// drains.
-async fn drive(context: Rc<Context>, mut tunnel: Tunnel, peer: SocketAddr, identity: Rc<Identity>) {
+async fn drive(context: Rc<Context>, mut tunnel: Tunnel, caller: Caller) {
     let _open = context.metrics.open(Count::TunnelsInbound);
     let mut epoch = context.epoch.subscribe();
     let mut leaving = false;
@@ -188,16 +205,15 @@ async fn drive(context: Rc<Context>, mut tunnel: Tunnel, peer: SocketAddr, ident
             Some(Err(error)) => {
                 // A peer that just goes away is nothing to report.
                 if error.get_io().is_none() {
-                    let fault = fault_of_h2(&error).of_peer(&identity);
+                    let fault = fault_of_h2(&error).of_peer(&caller.identity);
                     context
                         .reports
-                        .refusal(Direction::Inbound, &fault, peer, "");
+                        .refusal(Direction::Inbound, &fault, caller.address, "");
                 }
                 return;
             }
             Some(Ok((request, respond))) => {
-                let stream =
-                    serve_stream(context.clone(), request, respond, peer, identity.clone());
+                let stream = serve_stream(context.clone(), request, respond, caller.clone());
                 tokio::task::spawn_local(stream);
             }
         }
@@ -208,21 +224,20 @@ async fn serve_stream(
     context: Rc<Context>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Chunk>,
-    peer: SocketAddr,
-    identity: Rc<Identity>,
+    caller: Caller,
 ) {
     let _open = context.metrics.open(Count::InboundOpen);
-    let opened = Box::pin(open(&context, &request, &mut respond, peer)).await;
-    let app = match opened {
-        Ok(Some(app)) => app,
+    let opened = Box::pin(open(&context, &request, &mut respond, &caller)).await;
+    let (app, mut flow) = match opened {
+        Ok(Some(opened)) => opened,
         // The caller has gone meanwhile.
         Ok(None) => return,
         Err((status, fault)) => {
             let to = authority(&request).unwrap_or_default();
-            let fault = fault.of_peer(&identity);
+            let fault = fault.of_peer(&caller.identity);
             context
                 .reports
-                .refusal(Direction::Inbound, &fault, peer, to);
+                .refusal(Direction::Inbound, &fault, caller.address, to);
             return answer_refusal(&mut respond, status);
         }
     };
@@ -234,11 +249,8 @@ async fn serve_stream(
         return socket::reset(app);
     };
     context.metrics.add(Count::InboundConnections, 1);
-    let counts = ByteCounts {
-        from_app: Count::InboundSent,
-        to_app: Count::InboundReceived,
-    };
-    relay(app, request.into_body(), send, &context, counts).await;
+    let (counts, cut) = (ByteCounts::INBOUND, flow.cut(&context));
+    relay(app, request.into_body(), send, &context, counts, cut).await;
 }
 
 fn answer_refusal(respond: &mut SendResponse<Chunk>, status: StatusCode) {
@@ -256,8 +268,8 @@ async fn open(
     context: &Context,
     request: &Request<RecvStream>,
     respond: &mut SendResponse<Chunk>,
-    peer: SocketAddr,
-) -> Result<Option<TcpStream>, (StatusCode, Fault)> {
+    caller: &Caller,
+) -> Result<Option<(TcpStream, Flow)>, (StatusCode, Fault)> {
     let to = target(context, request)?;
     // This stream is counted already.
     if context.open_flows() > context.limits.connections {
@@ -265,16 +277,34 @@ async fn open(
         let fault = Fault::new(Reason::ConnectionLimit, detail);
         return Err((StatusCode::SERVICE_UNAVAILABLE, fault));
     }
-    let client = client(request.headers(), peer);
+    let client = client(request.headers(), caller.address);
+    let (identity, source) = (caller.identity.clone(), caller.source.clone());
+    let mut flow = Flow::inbound(context, client, to, Some(identity), Some(source));
+    let opening = async {
+        flow.admit(context).await?;
+        let app = context.dial_app(to, client).await?;
+        flow.confirm(context).await?;
+        Ok(app)
+    };
     let reset = poll_fn(|cx| match respond.poll_reset(cx) {
         Poll::Ready(_) => Poll::Ready(()),
         Poll::Pending => Poll::Pending,
     });
     tokio::select! {
-        dialled = context.dial_app(to, client) => dialled
-            .map(Some)
-            .map_err(|fault| (StatusCode::SERVICE_UNAVAILABLE, fault)),
+        opened = opening => match opened {
+            Ok(app) => Ok(Some((app, flow))),
+            Err(fault) => Err((status_of(&fault), fault)),
+        },
         () = reset => Ok(None),
+    }
+}
+
+/// What the caller is told: by 401 that policy refuses it, so that trying elsewhere is no use.
+fn status_of(fault: &Fault) -> StatusCode {
+    if fault.is_policy() {
+        StatusCode::UNAUTHORIZED
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
     }
 }
 

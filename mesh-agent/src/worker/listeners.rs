@@ -30,8 +30,6 @@ pub(crate) const KINDS: [FdKind; 6] = [
 const BACKLOG: i32 = 4096;
 /// Receive buffer of a connection nobody has accepted yet, in bytes (the kernel doubles it).
 const WAITING_BUFFER: usize = 32 * 1024;
-/// The same where nothing is ever read.
-const REFUSED_BUFFER: usize = 2048;
 /// How long `accept` rests when there are no descriptors or memory, at first and at most.
 const REST: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
 
@@ -259,11 +257,7 @@ fn make(kind: FdKind) -> Result<TcpListener, ListenError> {
         if is_v6(kind) {
             socket.set_only_v6(true)?;
         }
-        let waiting = match kind {
-            FdKind::PlaintextV4 | FdKind::PlaintextV6 => REFUSED_BUFFER,
-            _ => WAITING_BUFFER,
-        };
-        socket::bound_receive_buffer(&socket, waiting)?;
+        socket::bound_receive_buffer(&socket, WAITING_BUFFER)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         TcpListener::from_std(socket.into())

@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::rc::Rc;
 
 use mesh_api::worker::Counter;
+use mesh_api::worker::refusal::Outcome;
 use mesh_core::reason::Reason;
 use tokio::sync::Notify;
 
@@ -65,16 +66,24 @@ counts! {
     BadEndpoints = "nodemesh_bad_endpoints_total", "";
     /// Endpoints left alone for a while after failures in a row.
     OutlierEjections = "nodemesh_outlier_ejections_total", "";
+    /// Connections to the app from outside the mesh, in plain.
+    PlainInbound = "nodemesh_plain_connections_total", "inbound";
+    /// Policies that could not be read; the one before each stayed in force.
+    PoliciesUnreadable = "nodemesh_policies_unreadable_total", "";
 }
 
 /// All counts of one worker.
 pub(crate) struct Metrics {
     counts: Box<[Cell<u64>]>,
-    refusals: [Box<[Cell<u64>]>; 2],
-    handshake_failures: [Box<[Cell<u64>]>; 2],
+    /// By [`Outcome`].
+    judged: [ByReason; 3],
+    handshake_failures: ByReason,
     failovers: Box<[Cell<u64>]>,
     closed: Notify,
 }
+
+/// By [`Direction`] and [`Reason`].
+type ByReason = [Box<[Cell<u64>]>; 2];
 
 fn zeroes(n: usize) -> Box<[Cell<u64>]> {
     (0..n).map(|_| Cell::new(0)).collect()
@@ -85,7 +94,7 @@ impl Metrics {
         let reasons = || [zeroes(Reason::ALL.len()), zeroes(Reason::ALL.len())];
         Self {
             counts: zeroes(COUNTS.len()),
-            refusals: reasons(),
+            judged: [reasons(), reasons(), reasons()],
             handshake_failures: reasons(),
             failovers: zeroes(Reason::ALL.len()),
             closed: Notify::new(),
@@ -128,8 +137,9 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn refused(&self, direction: Direction, reason: Reason) {
-        let cell = &self.refusals[direction as usize][reason as usize];
+    /// A flow was refused, let through in audit, or cut.
+    pub(crate) fn judged(&self, outcome: Outcome, direction: Direction, reason: Reason) {
+        let cell = &self.judged[outcome as usize][direction as usize][reason as usize];
         cell.set(cell.get() + 1);
     }
 
@@ -156,40 +166,28 @@ impl Metrics {
             .zip(&self.counts)
             .map(|((name, label), cell)| counter(name, label, cell))
             .collect();
+        let [refused, audited, cut] = &self.judged;
         let by_reason = [
-            (
-                "nodemesh_refusals_inbound_total",
-                Direction::Inbound,
-                &self.refusals,
-            ),
-            (
-                "nodemesh_refusals_outbound_total",
-                Direction::Outbound,
-                &self.refusals,
-            ),
-            (
-                "nodemesh_handshake_failures_inbound_total",
-                Direction::Inbound,
-                &self.handshake_failures,
-            ),
-            (
-                "nodemesh_handshake_failures_outbound_total",
-                Direction::Outbound,
-                &self.handshake_failures,
-            ),
+            ("nodemesh_refusals", refused),
+            ("nodemesh_audited", audited),
+            ("nodemesh_cut", cut),
+            ("nodemesh_handshake_failures", &self.handshake_failures),
         ];
-        let by_reason = by_reason
-            .into_iter()
-            .map(|(name, direction, cells)| (name, &cells[direction as usize]))
-            .chain([("nodemesh_failovers_total", &self.failovers)]);
-        for (name, cells) in by_reason {
+        let mut of_reasons = |name: String, cells: &[Cell<u64>]| {
             let occurred = Reason::ALL.iter().zip(cells);
             all.extend(
                 occurred
                     .filter(|(_, cell)| cell.get() > 0)
-                    .map(|(reason, cell)| counter(name, reason.code(), cell)),
+                    .map(|(reason, cell)| counter(&name, reason.code(), cell)),
             );
+        };
+        for (name, cells) in by_reason {
+            for direction in [Direction::Inbound, Direction::Outbound] {
+                let name = format!("{name}_{}_total", direction.as_str());
+                of_reasons(name, &cells[direction as usize]);
+            }
         }
+        of_reasons("nodemesh_failovers_total".to_owned(), &self.failovers);
         all
     }
 }
@@ -215,7 +213,12 @@ mod tests {
     fn the_snapshot_has_every_count_once_and_only_reasons_that_occurred() {
         let metrics = Rc::new(Metrics::new());
         metrics.add(Count::BadEndpoints, 2);
-        metrics.refused(Direction::Inbound, Reason::InboundPlaintext);
+        metrics.judged(
+            Outcome::Refused,
+            Direction::Inbound,
+            Reason::InboundPlaintext,
+        );
+        metrics.judged(Outcome::Cut, Direction::Outbound, Reason::PolicyDenied);
         let guard = metrics.open(Count::InboundOpen);
         let find = |name: &str, label: &str| {
             let all = metrics.snapshot();
@@ -233,9 +236,13 @@ mod tests {
             Some(1)
         );
         assert_eq!(find("nodemesh_refusals_inbound_total", "peer_is_ca"), None);
+        assert_eq!(
+            find("nodemesh_cut_outbound_total", "policy_denied"),
+            Some(1)
+        );
         assert_eq!(find("nodemesh_connections_open", "inbound"), Some(1));
         drop(guard);
         assert_eq!(find("nodemesh_connections_open", "inbound"), Some(0));
-        assert_eq!(metrics.snapshot().len(), COUNTS.len() + 1);
+        assert_eq!(metrics.snapshot().len(), COUNTS.len() + 2);
     }
 }

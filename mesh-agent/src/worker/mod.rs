@@ -6,11 +6,13 @@
 
 mod balance;
 mod certificate;
+mod changes;
 mod chunk;
 mod context;
 mod destination;
 mod discovery;
 mod fault;
+mod flow;
 mod inbound;
 mod key;
 mod listeners;
@@ -19,12 +21,14 @@ mod outbound;
 mod outbox;
 mod peer_settings;
 mod plaintext;
+mod policy;
 mod pool;
 mod relay;
 mod relay_local;
 mod report;
 mod route;
 mod socket;
+mod sources;
 mod tls;
 mod tunnel;
 
@@ -41,14 +45,15 @@ use anyhow::{Context as _, bail};
 use futures_util::FutureExt as _;
 use mesh_api::WORKER_PROTOCOL_VERSION;
 use mesh_api::worker::{
-    FdKind, Hello, Metrics as MetricsMessage, PrivateKey, Ready, Start, StartFailed, ToSupervisor,
-    ToWorker, change, to_supervisor, to_worker,
+    Changes, FdKind, Hello, Metrics as MetricsMessage, PrivateKey, Ready, Start, StartFailed,
+    ToSupervisor, ToWorker, to_supervisor, to_worker,
 };
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
 use crate::channel::WorkerChannel;
 use certificate::Certifier;
+use changes::{Batch, send_applied};
 use context::{Context, Phase};
 use key::PodKey;
 use listeners::Listeners;
@@ -172,6 +177,7 @@ struct Worker {
     pool: Rc<Pool>,
     listeners: Rc<Listeners>,
     certifier: Certifier,
+    batch: Batch,
     accepting: bool,
 }
 
@@ -214,6 +220,7 @@ impl Worker {
             listeners,
             certifier: Certifier::new(context.clone(), key, taken_over),
             context,
+            batch: Batch::default(),
             accepting: false,
         })
     }
@@ -252,24 +259,8 @@ impl Worker {
                 }
             }
             M::CertificateRefused(refused) => self.certifier.refused(&refused.why),
-            M::Changes(changes) => {
-                for change in changes.changes.into_iter().filter_map(|c| c.change) {
-                    self.apply(change);
-                }
-            }
-            M::MetricsRequest(request) => {
-                let metrics = MetricsMessage {
-                    id: request.id,
-                    counters: self.context.metrics.snapshot(),
-                };
-                if !self
-                    .context
-                    .outbox
-                    .try_send(to_supervisor::Message::Metrics(metrics))
-                {
-                    tracing::warn!("the queue to the supervisor is full; metrics were not sent");
-                }
-            }
+            M::Changes(changes) => self.changes(changes),
+            M::MetricsRequest(request) => send_metrics(&self.context, request.id),
             M::Resync(_) => self.resync()?,
             M::Start(_) => tracing::warn!("a second Start was ignored"),
             M::Drain(_) | M::Replace(_) => {}
@@ -277,11 +268,16 @@ impl Worker {
         Ok(())
     }
 
-    fn apply(&mut self, change: change::Change) {
-        match change {
-            change::Change::Policy(_) => {}
-            change::Change::Destination(destination) => self.context.discovery.push(&destination),
-            change::Change::Source(source) => self.context.discovery.source_info(&source),
+    fn changes(&mut self, changes: Changes) {
+        let first = self.context.policy.in_force().is_none();
+        if self.batch.receive(changes, &self.context) {
+            let context = self.context.clone();
+            spawn_local(async move {
+                send_applied(&context).await;
+                if first {
+                    send_ready(&context).await;
+                }
+            });
         }
     }
 
@@ -313,10 +309,7 @@ impl Worker {
                 FdKind::PlaintextV4 | FdKind::PlaintextV6 => {
                     let serve = {
                         let context = context.clone();
-                        move |stream, peer| {
-                            plaintext::refuse(&context, stream, peer);
-                            std::future::ready(())
-                        }
+                        move |stream, peer| plaintext::serve(context.clone(), stream, peer)
                     };
                     spawn_local(listeners.accept(context, kind, serve));
                 }
@@ -332,7 +325,9 @@ impl Worker {
     }
 
     /// A new supervisor knows nothing: everything again, in the order of a start.
-    fn resync(&self) -> anyhow::Result<()> {
+    fn resync(&mut self) -> anyhow::Result<()> {
+        // Half a batch of the one before has no other half.
+        self.batch = Batch::default();
         let (listeners, fds) = self
             .listeners
             .hand_over(&self.listeners.kinds())
@@ -348,27 +343,47 @@ impl Worker {
             outbox
                 .send(to_supervisor::Message::PrivateKey(PrivateKey {}), vec![key])
                 .await;
+            send_applied(&context).await;
             send_ready(&context).await;
             context.discovery.ask_again().await;
+            context.sources.ask_again().await;
         });
         Ok(())
     }
 
-    /// Takes nothing new, finishes what there is, at the latest at the deadline.
-    async fn drain(self, deadline_ms: u32) -> anyhow::Result<()> {
-        let deadline = Duration::from_millis(deadline_ms.into());
+    /// Takes nothing new, finishes what there is, at the latest at the deadline. What changes
+    /// meanwhile still holds for the flows that are open.
+    async fn drain(mut self, deadline_ms: u32) -> anyhow::Result<()> {
         self.context.phase.send_replace(Phase::Draining);
         self.listeners.close();
         self.pool.retire_all();
-        if timeout(deadline, self.context.metrics.idle())
-            .await
-            .is_err()
-        {
-            let open = self.context.open_flows();
-            tracing::warn!(open, "connections were cut at the deadline of the drain");
+        let (context, channel) = (self.context.clone(), self.channel.clone());
+        let idle = context.metrics.idle();
+        let deadline = tokio::time::sleep(Duration::from_millis(deadline_ms.into()));
+        tokio::pin!(idle, deadline);
+        let mut heard = true;
+        loop {
+            let message = tokio::select! {
+                () = &mut idle => break,
+                () = &mut deadline => {
+                    let open = context.open_flows();
+                    tracing::warn!(open, "connections were cut at the deadline of the drain");
+                    break;
+                }
+                message = receive(&channel), if heard => message,
+            };
+            use to_worker::Message as M;
+            match message {
+                Ok(Some((M::Changes(changes), _))) => self.changes(changes),
+                Ok(Some((M::MetricsRequest(request), _))) => send_metrics(&context, request.id),
+                Ok(Some((M::Resync(_), _))) => self.batch = Batch::default(),
+                Ok(Some(_)) => {}
+                // The supervisor has gone; the flows have not.
+                Ok(None) | Err(_) => heard = false,
+            }
         }
         farewell(
-            &self.channel,
+            &channel,
             to_supervisor::Message::Drained(mesh_api::worker::Drained {}),
         )
         .await;
@@ -386,7 +401,23 @@ async fn send_key(context: &Context, key: &PodKey) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn send_metrics(context: &Context, id: u64) {
+    let metrics = MetricsMessage {
+        id,
+        counters: context.metrics.snapshot(),
+    };
+    let outbox = &context.outbox;
+    if !outbox.try_send(to_supervisor::Message::Metrics(metrics)) {
+        tracing::warn!("the queue to the supervisor is full; metrics were not sent");
+    }
+}
+
+/// Says that traffic may be steered here, where that is so: without a certificate or a policy
+/// every flow would be refused.
 async fn send_ready(context: &Context) {
+    if context.policy.in_force().is_none() {
+        return;
+    }
     if let Some(credentials) = context.credentials() {
         let (_, certificate_not_after_s) = credentials.validity_s();
         let ready = Ready {

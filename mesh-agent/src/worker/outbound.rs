@@ -43,18 +43,18 @@ pub(crate) async fn serve(
     // The routing future is large and short-lived: it must not be part of this task.
     match Box::pin(find(&context, &pool, to, client)).await {
         Err(fault) => refuse(&context, app, &fault, client, Some(to)),
-        Ok((Way::Local(server), _open)) => relay_local(app, server, &context.metrics).await,
+        Ok((Way::Local(server), _open)) => {
+            let (counts, never) = (ByteCounts::OUTBOUND, std::future::pending());
+            relay_local(app, server, &context.metrics, counts, never).await;
+        }
         Ok((Way::Tunnel(stream), _open)) => {
             let OpenStream {
                 receive,
                 send,
                 lease,
             } = *stream;
-            let counts = ByteCounts {
-                from_app: Count::OutboundSent,
-                to_app: Count::OutboundReceived,
-            };
-            relay(app, receive, send, &context, counts).await;
+            let (counts, never) = (ByteCounts::OUTBOUND, std::future::pending());
+            relay(app, receive, send, &context, counts, never).await;
             drop(lease);
         }
     }

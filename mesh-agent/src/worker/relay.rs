@@ -37,21 +37,36 @@ pub(crate) struct ByteCounts {
     pub(crate) to_app: Count,
 }
 
+impl ByteCounts {
+    /// Of a flow that the app has begun.
+    pub(crate) const OUTBOUND: Self = Self {
+        from_app: Count::OutboundSent,
+        to_app: Count::OutboundReceived,
+    };
+    /// Of a flow that somebody else has begun.
+    pub(crate) const INBOUND: Self = Self {
+        from_app: Count::InboundSent,
+        to_app: Count::InboundReceived,
+    };
+}
+
 /// Who ended a flow before its time.
 enum Broken {
     ByApp,
     ByPeer,
     Shed,
+    Cut,
 }
 
 /// Relays until both directions have ended, or either end has reset the flow; then the other
-/// end is reset as well.
+/// end is reset as well. Where `cut` ends first, both are reset at once.
 pub(crate) async fn relay(
     app: TcpStream,
     mut receive: RecvStream,
     send: SendStream<Chunk>,
     context: &Context,
     counts: ByteCounts,
+    cut: impl Future<Output = ()>,
 ) {
     let metrics = &context.metrics;
     socket::reset_on_close(&app);
@@ -65,6 +80,7 @@ pub(crate) async fn relay(
             biased;
             both = async { tokio::try_join!(up, down) } => both.map(|_| ()),
             broken = watch(&app, &send) => Err(broken),
+            () = cut => Err(Broken::Cut),
         }
     };
     match ended {
@@ -77,6 +93,10 @@ pub(crate) async fn relay(
             metrics.add(Count::Shed, 1);
             socket::reset(app);
             send.borrow_mut().send_reset(H2Reason::ENHANCE_YOUR_CALM);
+        }
+        Err(Broken::Cut) => {
+            socket::reset(app);
+            send.borrow_mut().send_reset(H2Reason::CANCEL);
         }
         Err(Broken::ByApp) => {
             drop(app);

@@ -1,4 +1,5 @@
-//! Carries a flow between two sockets of one pod: an app that calls its own pod's address.
+//! Carries a flow between two sockets: an app that calls its own pod's address, and whatever
+//! passes in plain.
 
 use std::io;
 use std::net::Shutdown;
@@ -10,30 +11,39 @@ use tokio::net::TcpStream;
 
 use super::chunk::{CHUNK, Read, read_app};
 use super::metrics::{Count, Metrics};
+use super::relay::ByteCounts;
 use super::socket;
 
 /// Chunks one direction carries before the other tasks of the worker get their turn.
 const TURN: usize = 16;
 
-/// Relays until both directions have ended; a reset of one end resets the other.
-pub(crate) async fn relay_local(client: TcpStream, server: TcpStream, metrics: &Metrics) {
-    socket::reset_on_close(&client);
-    socket::reset_on_close(&server);
+/// Relays until both directions have ended; a reset of one end resets the other, and the end
+/// of `cut` resets both.
+pub(crate) async fn relay_local(
+    app: TcpStream,
+    other: TcpStream,
+    metrics: &Metrics,
+    counts: ByteCounts,
+    cut: impl Future<Output = ()>,
+) {
+    socket::reset_on_close(&app);
+    socket::reset_on_close(&other);
     let ended = tokio::select! {
         biased;
         both = async {
             tokio::try_join!(
-                one_way(&client, &server, metrics, Count::OutboundSent),
-                one_way(&server, &client, metrics, Count::OutboundReceived),
+                one_way(&app, &other, metrics, counts.from_app),
+                one_way(&other, &app, metrics, counts.to_app),
             )
         } => both.map(|_| ()),
         // Which of the two failed does not matter: both get reset.
-        _ = client.ready(Interest::ERROR) => Err(io::ErrorKind::ConnectionReset.into()),
-        _ = server.ready(Interest::ERROR) => Err(io::ErrorKind::ConnectionReset.into()),
+        _ = app.ready(Interest::ERROR) => Err(io::ErrorKind::ConnectionReset.into()),
+        _ = other.ready(Interest::ERROR) => Err(io::ErrorKind::ConnectionReset.into()),
+        () = cut => Err(io::ErrorKind::ConnectionAborted.into()),
     };
     if ended.is_ok() {
-        socket::close_orderly(&client);
-        socket::close_orderly(&server);
+        socket::close_orderly(&app);
+        socket::close_orderly(&other);
     }
 }
 

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use mesh_api::worker::refusal::Outcome;
 use mesh_api::worker::{Refusal, TunnelOpened, to_supervisor::Message};
 use mesh_core::identity::Identity;
 use tokio::time::Instant;
@@ -62,7 +63,19 @@ impl Reports {
         source: impl std::fmt::Display,
         destination: impl std::fmt::Display,
     ) {
-        self.metrics.refused(direction, fault.reason);
+        self.tell(Outcome::Refused, direction, fault, source, destination);
+    }
+
+    /// The same for what is told of flows that were, or had been, let through.
+    pub(crate) fn tell(
+        &self,
+        outcome: Outcome,
+        direction: Direction,
+        fault: &Fault,
+        source: impl std::fmt::Display,
+        destination: impl std::fmt::Display,
+    ) {
+        self.metrics.judged(outcome, direction, fault.reason);
         let told = self.within_budget()
             && self.outbox.try_send(Message::Refusal(Refusal {
                 reason: fault.reason.code().to_owned(),
@@ -72,7 +85,8 @@ impl Reports {
                 peer_identity: fault.peer.clone(),
                 detail: fault.detail.clone(),
                 suppressed: self.suppressed.get(),
-                ..Refusal::default()
+                policy: fault.policy.as_deref().unwrap_or_default().to_owned(),
+                outcome: outcome.into(),
             }));
         if told {
             self.suppressed.set(0);

@@ -14,6 +14,8 @@ use tokio::net::{TcpSocket, TcpStream};
 pub(crate) trait CaptureHooks {
     /// Where the app that was captured wanted to go.
     fn original_destination(&self, accepted: BorrowedFd<'_>) -> io::Result<SocketAddr>;
+    /// Where the caller of a connection that was steered here wanted to go.
+    fn inbound_destination(&self, accepted: &TcpStream) -> io::Result<SocketAddr>;
     /// Makes the next connect of `socket` a dial of the pod's app for `client`.
     fn label_client(&self, socket: BorrowedFd<'_>, client: SocketAddr) -> io::Result<()>;
 }
@@ -53,6 +55,11 @@ impl CaptureHooks for KernelHooks {
             .as_socket()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not an internet address"))?;
         Ok(canonical(address))
+    }
+
+    /// `sk_lookup` leaves it to be the socket's own address.
+    fn inbound_destination(&self, accepted: &TcpStream) -> io::Result<SocketAddr> {
+        accepted.local_addr().map(canonical)
     }
 
     fn label_client(&self, socket: BorrowedFd<'_>, client: SocketAddr) -> io::Result<()> {

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use mesh_agent::channel::{SupervisorChannel, pair};
 use mesh_api::WORKER_PROTOCOL_VERSION;
 use mesh_api::worker::{
-    Certificate, Drain, FdKind, Pod, Start, ToWorker, TrustBundle, to_supervisor, to_worker,
+    Certificate, Change, Changes, Drain, FdKind, Pod, PodPolicy, Start, ToWorker, TrustBundle,
+    change, to_supervisor, to_worker,
 };
 use mesh_lab::netns::Netns;
 use tokio::sync::mpsc;
@@ -42,6 +43,11 @@ impl Supervisor {
             heard.order.contains(&"ready")
         });
         let order = this.heard.lock().unwrap().order.clone();
+        assert!(order.contains(&"applied"), "{order:?}");
+        let order: Vec<_> = order
+            .into_iter()
+            .filter(|said| *said != "applied")
+            .collect();
         assert_eq!(order[..4], ["hello", "listeners", "key", "request"]);
         this
     }
@@ -82,6 +88,18 @@ impl Supervisor {
             ..Start::default()
         };
         post.send(to_worker::Message::Start(start)).unwrap();
+        // Nothing is allowed, and nothing is tried that would have to be.
+        let policy = change::Change::Policy(PodPolicy {
+            version: "1".to_owned(),
+            ..PodPolicy::default()
+        });
+        let changes = Changes {
+            changes: vec![Change {
+                change: Some(policy),
+            }],
+            more: false,
+        };
+        post.send(to_worker::Message::Changes(changes)).unwrap();
         Self {
             heard,
             post,
@@ -151,10 +169,16 @@ async fn serve(
             posted = mail.recv() => {
                 let Some(message) = posted else { return };
                 let message = ToWorker { message: Some(message) };
-                channel.send(&message, &[]).await.unwrap();
+                // A worker that has ended is seen on the next receive.
+                let _ended = channel.send(&message, &[]).await;
             }
             received = channel.recv() => {
-                let Ok(Some((message, fds))) = received else { return };
+                let (message, fds) = match received {
+                    Ok(Some(received)) => received,
+                    // What the worker had said before is still to be read (unix(7)).
+                    Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => continue,
+                    Ok(None) | Err(_) => return,
+                };
                 for message in hear(&pki, heard, message.message.unwrap(), fds) {
                     let message = ToWorker { message: Some(message) };
                     channel.send(&message, &[]).await.unwrap();
@@ -199,6 +223,10 @@ fn hear(
                 to_worker::Message::TrustBundle(TrustBundle { roots }),
                 to_worker::Message::Certificate(Certificate { chain }),
             ];
+        }
+        M::Applied(applied) => {
+            assert_eq!(applied.version, "1");
+            heard.order.push("applied");
         }
         M::Ready(_) => heard.order.push("ready"),
         M::Refusal(refusal) => heard.refusals.push(refusal.reason),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -13,8 +13,8 @@ use std::time::Duration;
 use mesh_api::WORKER_PROTOCOL_VERSION;
 use mesh_api::policy::Traffic;
 use mesh_api::worker::{
-    Destination, Endpoint, FdKind, Limits, MetricsRequest, Pod, Start, TrustBundle, change,
-    to_worker,
+    Destination, Endpoint, FdKind, Limits, MetricsRequest, Pod, PodPolicy, SourceInfo, Start,
+    TrustBundle, change, refusal::Outcome, to_worker,
 };
 use mesh_common::{PORT_HBONE, PORT_OUTBOUND, PORT_PLAINTEXT};
 use mesh_core::reason::Reason;
@@ -24,8 +24,9 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::super::run_with;
-use super::super::socket::CaptureHooks;
+use super::super::socket::{CaptureHooks, canonical};
 use super::pki::{Leaf, Pki};
+use super::policies::members;
 use super::relay::expect_reset;
 use super::supervisor::{Heard, supervise, tell};
 use crate::channel::pair;
@@ -71,6 +72,11 @@ impl CaptureHooks for TestHooks {
             .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOPROTOOPT))
     }
 
+    fn inbound_destination(&self, accepted: &TcpStream) -> io::Result<SocketAddr> {
+        let original = self.original_destination(accepted.as_fd());
+        original.or_else(|_| accepted.local_addr().map(canonical))
+    }
+
     fn label_client(&self, _socket: BorrowedFd<'_>, client: SocketAddr) -> io::Result<()> {
         self.labels.lock().unwrap().push(client);
         Ok(())
@@ -81,6 +87,7 @@ impl CaptureHooks for TestHooks {
 pub(super) struct Mesh {
     pub(super) pki: Pki,
     directory: Mutex<HashMap<SocketAddr, Destination>>,
+    sources: Mutex<HashMap<IpAddr, Option<SourceInfo>>>,
 }
 
 impl Mesh {
@@ -88,6 +95,7 @@ impl Mesh {
         Arc::new(Self {
             pki: Pki::new(),
             directory: Mutex::default(),
+            sources: Mutex::default(),
         })
     }
 
@@ -113,7 +121,7 @@ impl Mesh {
         };
         let mut directory = self.directory.lock().unwrap();
         directory.insert(at, destination.clone());
-        tell(change::Change::Destination(destination))
+        tell([change::Change::Destination(destination)])
     }
 
     pub(super) fn look_up(&self, address: &[u8], port: u32) -> Option<Destination> {
@@ -129,6 +137,24 @@ impl Mesh {
             ttl_ms: 200,
             ..Destination::default()
         }))
+    }
+}
+
+impl Mesh {
+    /// Makes discovery know a peer; `None` leaves questions for it without an answer.
+    pub(super) fn introduce(&self, ip: IpAddr, source: Option<SourceInfo>) {
+        self.sources.lock().unwrap().insert(ip, source);
+    }
+
+    pub(super) fn source(&self, address: &[u8]) -> Option<SourceInfo> {
+        let ip = super::super::discovery::address_of(address).unwrap();
+        let known = self.sources.lock().unwrap().get(&ip).cloned();
+        known.unwrap_or_else(|| {
+            Some(SourceInfo {
+                address: address.to_vec(),
+                ..SourceInfo::default()
+            })
+        })
     }
 }
 
@@ -160,6 +186,8 @@ pub(super) struct Options {
     /// Requests that are answered with a certificate; later ones are refused.
     pub(super) certificates: usize,
     pub(super) protocol_version: u32,
+    /// What it starts with; all members in both directions if not said otherwise.
+    pub(super) policy: Option<PodPolicy>,
 }
 
 impl Default for Options {
@@ -169,6 +197,7 @@ impl Default for Options {
             leaf: None,
             certificates: usize::MAX,
             protocol_version: WORKER_PROTOCOL_VERSION,
+            policy: Some(members()),
         }
     }
 }
@@ -200,6 +229,14 @@ impl TestPod {
     }
 
     pub(super) async fn start_with(mesh: &Arc<Mesh>, name: &str, options: Options) -> Self {
+        let pod = Self::begin(mesh, name, options);
+        pod.until("the worker is ready", |heard| !heard.ready.is_empty())
+            .await;
+        pod
+    }
+
+    /// A pod whose worker has all it was sent, ready or not.
+    pub(super) fn begin(mesh: &Arc<Mesh>, name: &str, options: Options) -> Self {
         let ip = next_ip();
         // The worker would make what is missing, on addresses that other tests have too; so
         // the IPv6 ones are stand-ins that nobody dials.
@@ -215,10 +252,7 @@ impl TestPod {
             .map(|(kind, port)| (kind as i32, listener(SocketAddr::new(ip, port))))
             .into_iter()
             .collect();
-        let pod = Self::launch(mesh, name, ip, options, fds);
-        pod.until("the worker is ready", |heard| !heard.ready.is_empty())
-            .await;
-        pod
+        Self::launch(mesh, name, ip, options, fds)
     }
 
     /// Starts a worker with what an earlier one left.
@@ -259,6 +293,10 @@ impl TestPod {
         };
         let fds = fds.into_iter().map(|(_, fd)| fd).collect();
         post.send((to_worker::Message::Start(start), fds)).unwrap();
+        if let Some(policy) = options.policy {
+            let policy = tell([change::Change::Policy(policy)]);
+            post.send((policy, Vec::new())).unwrap();
+        }
         let roots = mesh.pki.roots();
         let bundle = to_worker::Message::TrustBundle(TrustBundle { roots });
         post.send((bundle, Vec::new())).unwrap();
@@ -326,6 +364,44 @@ impl TestPod {
             .filter(|r| r.direction == direction && r.reason != reason.code())
             .collect();
         assert!(wrong.is_empty(), "{wrong:?}");
+    }
+
+    /// Waits until a judgement of this kind was told, and gives the policy it names.
+    pub(super) async fn judged(&self, outcome: Outcome, reason: Reason) -> String {
+        let find = |heard: &Heard| {
+            let mut all = heard.refusals.iter();
+            all.find(|r| r.outcome() == outcome && r.reason == reason.code())
+                .map(|r| r.policy.clone())
+        };
+        let what = format!("{outcome:?} {reason}");
+        self.until(&what, |heard| find(heard).is_some()).await;
+        let heard = self.heard.lock().unwrap();
+        find(&heard).unwrap()
+    }
+
+    /// Has the supervisor send a batch of its own accord.
+    pub(super) fn change(&self, changes: impl IntoIterator<Item = change::Change>) {
+        self.send(tell(changes));
+    }
+
+    /// Puts another policy in force and waits until it is.
+    pub(super) async fn apply(&self, policy: PodPolicy) {
+        let version = policy.version.clone();
+        self.change([change::Change::Policy(policy)]);
+        self.until("the policy is in force", |heard| {
+            heard.applied.last() == Some(&version)
+        })
+        .await;
+    }
+
+    /// Connects from outside the mesh in plain, steered on its way to `to`.
+    pub(super) async fn call_plain(&self, from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(from, 0)).unwrap();
+        let client = socket.local_addr().unwrap();
+        self.originals.lock().unwrap().insert(client, to);
+        let plaintext = SocketAddr::new(self.ip, PORT_PLAINTEXT);
+        within("connect to the worker", socket.connect(plaintext)).await
     }
 
     /// Connects as the pod's app, captured on its way to `to`.

@@ -2,14 +2,17 @@
 //! address of its own in 127.0.0.0/8, and the hooks are answered by the test.
 
 mod balance;
+mod batches;
 mod bulk;
 mod failover;
 mod handshake;
 mod harness;
+mod inbound_policy;
 mod lifecycle;
 mod memory;
 mod peers;
 mod pki;
+mod policies;
 mod pool;
 mod relay;
 mod server;

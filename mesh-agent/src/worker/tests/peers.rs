@@ -87,7 +87,7 @@ pub(super) async fn dial_tls(
 }
 
 /// HTTP/2 to a worker as the good peer.
-async fn dial_h2(mesh: &Mesh, to: SocketAddr) -> SendRequest<Bytes> {
+pub(super) async fn dial_h2(mesh: &Mesh, to: SocketAddr) -> SendRequest<Bytes> {
     let certificate = mesh.pki.issue(&Leaf::of(PEER));
     let tls = dial_tls(to, Some(certificate)).await.unwrap();
     let (sender, connection) = h2::client::handshake(tls).await.unwrap();
@@ -230,12 +230,12 @@ async fn a_tunnel_that_is_cut_resets_its_flows() {
         .await;
 }
 
-async fn status_of(sender: &mut SendRequest<Bytes>, request: Request<()>) -> StatusCode {
+pub(super) async fn status_of(sender: &mut SendRequest<Bytes>, request: Request<()>) -> StatusCode {
     let (response, _stream) = sender.send_request(request, false).unwrap();
     within("an answer", response).await.unwrap().status()
 }
 
-fn connect(authority: &str) -> Request<()> {
+pub(super) fn connect(authority: &str) -> Request<()> {
     Request::builder()
         .method(Method::CONNECT)
         .uri(authority)

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use mesh_api::worker::{
-    Certificate, CertificateRefused, Change, Changes, FdKind, Refusal, SourceInfo, ToWorker,
-    change, to_supervisor, to_worker,
+    Certificate, CertificateRefused, Change, Changes, FdKind, Refusal, ToWorker, change,
+    to_supervisor, to_worker,
 };
 use tokio::sync::mpsc;
 
@@ -25,11 +25,13 @@ pub(super) struct Heard {
     pub(super) listeners: Vec<Vec<FdKind>>,
     pub(super) keys: usize,
     pub(super) asked: Vec<(Vec<u8>, u32)>,
+    pub(super) asked_who: Vec<Vec<u8>>,
     pub(super) drained: bool,
     pub(super) start_failed: Option<String>,
     pub(super) metrics: HashMap<u64, Vec<(String, String, u64)>>,
     pub(super) fds: HashMap<i32, OwnedFd>,
     pub(super) chain: Vec<Vec<u8>>,
+    pub(super) applied: Vec<String>,
     pub(super) tunnels: Vec<(String, String, String)>,
 }
 
@@ -107,13 +109,13 @@ fn hear(
             heard.asked.push(key);
             return mesh
                 .look_up(&question.address, question.port)
-                .map(|found| tell(change::Change::Destination(found)));
+                .map(|found| tell([change::Change::Destination(found)]));
         }
         M::ResolveSource(question) => {
-            return Some(tell(change::Change::Source(SourceInfo {
-                address: question.address,
-                ..SourceInfo::default()
-            })));
+            heard.asked_who.push(question.address.clone());
+            return mesh
+                .source(&question.address)
+                .map(|found| tell([change::Change::Source(found)]));
         }
         M::Ready(ready) => heard.ready.push(ready.certificate_not_after_s),
         M::Refusal(refusal) => heard.refusals.push(refusal),
@@ -124,7 +126,8 @@ fn hear(
         }
         M::Drained(_) => heard.drained = true,
         M::StartFailed(failed) => heard.start_failed = Some(failed.why),
-        M::Applied(_) | M::Health(_) => {}
+        M::Applied(applied) => heard.applied.push(applied.version),
+        M::Health(_) => {}
         M::TunnelOpened(opened) => {
             let parts = (opened.direction, opened.peer_identity, opened.tls);
             heard.tunnels.push(parts);
@@ -133,12 +136,13 @@ fn hear(
     None
 }
 
-/// A batch of one change.
-pub(super) fn tell(change: change::Change) -> to_worker::Message {
+/// A whole batch.
+pub(super) fn tell(changes: impl IntoIterator<Item = change::Change>) -> to_worker::Message {
+    let changes = changes.into_iter().map(|change| Change {
+        change: Some(change),
+    });
     to_worker::Message::Changes(Changes {
-        changes: vec![Change {
-            change: Some(change),
-        }],
+        changes: changes.collect(),
         more: false,
     })
 }
