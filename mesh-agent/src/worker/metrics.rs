@@ -70,6 +70,10 @@ counts! {
     PlainInbound = "nodemesh_plain_connections_total", "inbound";
     /// Policies that could not be read; the one before each stayed in force.
     PoliciesUnreadable = "nodemesh_policies_unreadable_total", "";
+    /// Probes of the app that it answered well.
+    HealthChecksPassed = "nodemesh_health_checks_total", "passed";
+    /// Probes of the app that failed.
+    HealthChecksFailed = "nodemesh_health_checks_total", "failed";
 }
 
 /// All counts of one worker.

@@ -13,6 +13,7 @@ mod destination;
 mod discovery;
 mod fault;
 mod flow;
+mod health;
 mod inbound;
 mod key;
 mod listeners;
@@ -55,6 +56,7 @@ use crate::channel::WorkerChannel;
 use certificate::Certifier;
 use changes::{Batch, send_applied};
 use context::{Context, Phase};
+use health::Health;
 use key::PodKey;
 use listeners::Listeners;
 use outbox::Outbox;
@@ -175,6 +177,7 @@ struct Worker {
     channel: Rc<WorkerChannel>,
     context: Rc<Context>,
     pool: Rc<Pool>,
+    health: Rc<Health>,
     listeners: Rc<Listeners>,
     certifier: Certifier,
     batch: Batch,
@@ -217,6 +220,7 @@ impl Worker {
         Ok(Self {
             channel,
             pool: Pool::new(context.clone()),
+            health: Health::new(context.clone()),
             listeners,
             certifier: Certifier::new(context.clone(), key, taken_over),
             context,
@@ -272,6 +276,9 @@ impl Worker {
         let first = self.context.policy.in_force().is_none();
         if self.batch.receive(changes, &self.context) {
             let context = self.context.clone();
+            if let Some(policy) = context.policy.in_force() {
+                self.health.set_checks(policy.checks());
+            }
             spawn_local(async move {
                 send_applied(&context).await;
                 if first {
@@ -334,7 +341,7 @@ impl Worker {
             .context("duplicating the listeners failed")?;
         let key = self.certifier.key().fd().try_clone_to_owned();
         let key = key.context("duplicating the key's descriptor failed")?;
-        let context = self.context.clone();
+        let (context, health) = (self.context.clone(), self.health.clone());
         // Not awaited here: while it waits for room in the queue, messages must be received.
         spawn_local(async move {
             let outbox = &context.outbox;
@@ -347,6 +354,7 @@ impl Worker {
             send_ready(&context).await;
             context.discovery.ask_again().await;
             context.sources.ask_again().await;
+            health.tell_again();
         });
         Ok(())
     }

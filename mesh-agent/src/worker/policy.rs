@@ -5,10 +5,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mesh_api::convert::ConvertError;
-use mesh_api::convert::policy::{authentication_from_wire, authorization_from_wire};
+use mesh_api::convert::policy::{
+    authentication_from_wire, authorization_from_wire, check_from_wire,
+};
 use mesh_api::worker as wire;
 use mesh_core::policy::{Decision, Direction, Flow, PodPolicy};
 use mesh_core::reason::Reason;
+use mesh_core::traffic::HealthCheck;
 use tokio::sync::watch;
 
 use super::discovery::address_of;
@@ -34,6 +37,7 @@ pub(crate) struct InForce {
     version: String,
     audit: bool,
     rules: PodPolicy,
+    checks: Vec<HealthCheck>,
     /// Whether inbound decisions need to know more of a member, and of anyone else.
     needs: [bool; 2],
 }
@@ -43,7 +47,7 @@ impl InForce {
     pub(crate) fn from_wire(parts: &[wire::PodPolicy]) -> Result<Self, PolicyError> {
         let mut authorizations = Vec::new();
         let mut authentications = Vec::new();
-        let mut resolvers = Vec::new();
+        let (mut checks, mut resolvers) = (Vec::new(), Vec::new());
         let (mut version, mut audit) = (None, false);
         for part in parts {
             let first = version.get_or_insert(&part.version);
@@ -58,6 +62,9 @@ impl InForce {
             for policy in &part.authentications {
                 authentications.push(authentication_from_wire(policy)?.into());
             }
+            for check in &part.checks {
+                checks.push(check_from_wire(check)?);
+            }
             // The same in each part.
             resolvers.clear();
             for bytes in &part.resolvers {
@@ -70,12 +77,18 @@ impl InForce {
             version: version.cloned().unwrap_or_default(),
             audit,
             rules,
+            checks,
         })
     }
 
     /// Discovery version it was made from.
     pub(crate) fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Health checks of the pod.
+    pub(crate) fn checks(&self) -> &[HealthCheck] {
+        &self.checks
     }
 
     /// Whether what policy refuses is let through and told.

@@ -7,6 +7,7 @@ mod bulk;
 mod failover;
 mod handshake;
 mod harness;
+mod health;
 mod inbound_policy;
 mod lifecycle;
 mod memory;

@@ -33,6 +33,7 @@ pub(super) struct Heard {
     pub(super) chain: Vec<Vec<u8>>,
     pub(super) applied: Vec<String>,
     pub(super) tunnels: Vec<(String, String, String)>,
+    pub(super) health: Vec<(bool, String)>,
 }
 
 /// The test's end of a worker's channel.
@@ -127,7 +128,7 @@ fn hear(
         M::Drained(_) => heard.drained = true,
         M::StartFailed(failed) => heard.start_failed = Some(failed.why),
         M::Applied(applied) => heard.applied.push(applied.version),
-        M::Health(_) => {}
+        M::Health(health) => heard.health.push((health.unhealthy, health.detail)),
         M::TunnelOpened(opened) => {
             let parts = (opened.direction, opened.peer_identity, opened.tls);
             heard.tunnels.push(parts);
