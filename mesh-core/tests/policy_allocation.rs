@@ -1,6 +1,7 @@
 //! Deciding a flow allocates nothing.
 
 mod generated;
+mod generated_calls;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -47,8 +48,8 @@ fn deciding_allocates_nothing() {
     let mut runner = TestRunner::deterministic();
     let sets = (
         generated::policies(60),
-        generated::scopes(),
-        prop::collection::vec(generated::call(), 100),
+        generated_calls::scopes(),
+        prop::collection::vec(generated_calls::call(), 100),
     );
     let mut refused = 0;
     for _ in 0..100 {

@@ -2,6 +2,7 @@
 //! documentation of the types has it.
 
 mod generated;
+mod generated_calls;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use mesh_core::reason::Reason;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use generated::Call;
+use generated_calls::Call;
 
 /// Sets of policies, and flows decided by each: together more than 100,000 decisions.
 const SETS: u32 = 30_000;
@@ -162,9 +163,9 @@ fn holds(cidr: IpNet, address: IpAddr) -> bool {
 fn the_engine_decides_as_the_model_does() {
     let strategy = (
         generated::policies(14),
-        generated::scopes(),
+        generated_calls::scopes(),
         prop::collection::vec(generated::address(), 0..3),
-        prop::collection::vec(generated::call(), FLOWS),
+        prop::collection::vec(generated_calls::call(), FLOWS),
     );
     // What the generated flows met, so that the test can't come to test nothing.
     let met: RefCell<BTreeMap<&str, u32>> = RefCell::default();
@@ -239,8 +240,8 @@ proptest! {
     #[test]
     fn attributes_that_are_not_needed_change_nothing(
         policies in generated::policies(4),
-        scopes in generated::scopes(),
-        call in generated::call(),
+        scopes in generated_calls::scopes(),
+        call in generated_calls::call(),
     ) {
         let engine = PodPolicy::new(policies, scopes, Vec::new());
         prop_assume!(!engine.needs_attributes(call.direction, call.member));

@@ -7,12 +7,12 @@ mod text;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::identity::Identity;
 use crate::model::{Enrolment, Mesh, Service, ServiceKey, Workload};
 use crate::policy::kernel::{KernelClass, KernelPolicy, KernelVerdict};
 use crate::policy::{Direction, Flow, Labels, Peer, PodPolicy, PolicyKey, Protocol};
 use crate::reason::Reason;
 
+use place::Place;
 pub use place::Route;
 pub use suggestion::Missing;
 
@@ -138,7 +138,8 @@ pub fn explain(mesh: &Mesh, question: &Question, resolvers: &[IpAddr]) -> Explan
     let context = Context::new(mesh, question, resolvers);
     let (route, places) = place::places(mesh, question, context.source.as_deref());
     let kernel = context.kernel(&places);
-    let attempts: Vec<_> = places.into_iter().map(|at| context.attempt(at)).collect();
+    let attempts = places.iter().map(|place| context.attempt(place, &places));
+    let attempts: Vec<_> = attempts.collect();
     let outcome = outcome(&route, kernel, &attempts);
     Explanation {
         route,
@@ -166,26 +167,6 @@ fn outcome(route: &Route, kernel: Option<Reason>, attempts: &[Attempt]) -> Outco
         }
         (None, None) if audited => Outcome::Audited,
         (None, None) => Outcome::Allowed,
-    }
-}
-
-/// What is known of one end.
-struct End<'a> {
-    address: IpAddr,
-    identity: Option<&'a Identity>,
-    services: &'a [ServiceKey],
-    labels: &'a Labels,
-}
-
-impl<'a> End<'a> {
-    fn peer(&self, member: bool) -> Peer<'a> {
-        Peer {
-            address: self.address,
-            member,
-            identity: self.identity,
-            services: self.services,
-            labels: self.labels,
-        }
     }
 }
 
@@ -221,13 +202,13 @@ impl<'a> Context<'a> {
     }
 
     /// Whether the kernel refuses every place that is dialled.
-    fn kernel(&self, places: &[place::Place]) -> Option<Reason> {
+    fn kernel(&self, places: &[Place]) -> Option<Reason> {
         let source = self.source.as_ref()?;
-        if source.enrolment != Enrolment::Enforce || self.question.protocol != Protocol::Tcp {
+        if source.enrolment != Enrolment::Enforce || self.udp() {
             return None;
         }
         let kernel = KernelPolicy::new(self.policy.as_ref()?, self.mesh);
-        let refuses = |place: &place::Place| {
+        let refuses = |place: &Place| {
             let class = KernelClass::TcpOut;
             kernel.look_up(class, place.dialled, self.question.port) == Some(KernelVerdict::Deny)
         };
@@ -235,13 +216,13 @@ impl<'a> Context<'a> {
         all.then_some(Reason::PolicyDenied)
     }
 
-    fn attempt(&self, place: place::Place) -> Attempt {
-        let encrypted = self.encrypted(&place);
-        let outbound = self.outbound(&place, encrypted);
+    fn attempt(&self, place: &Place, places: &[Place]) -> Attempt {
+        let encrypted = self.encrypted(place);
+        let outbound = self.outbound(place, places, encrypted);
         let arrives = outbound.as_ref().is_none_or(Verdict::passes);
-        let inbound = arrives.then(|| self.inbound(&place, encrypted)).flatten();
+        let inbound = arrives.then(|| self.inbound(place, encrypted)).flatten();
         Attempt {
-            workload: place.workload,
+            workload: place.workload.clone(),
             address: place.address,
             port: place.port,
             encrypted,
@@ -251,61 +232,75 @@ impl<'a> Context<'a> {
     }
 
     /// No worker carries UDP.
-    fn encrypted(&self, place: &place::Place) -> bool {
-        self.question.protocol == Protocol::Tcp
+    fn encrypted(&self, place: &Place) -> bool {
+        !self.udp()
             && self.policy.is_some()
             && place.workload.as_ref().is_some_and(|w| w.enrolled())
     }
 
-    fn outbound(&self, place: &place::Place, encrypted: bool) -> Option<Verdict> {
+    fn outbound(&self, place: &Place, places: &[Place], encrypted: bool) -> Option<Verdict> {
         let (policy, source) = (self.policy.as_ref()?, self.source.as_ref()?);
-        let known = place.workload.as_deref();
-        let end = End {
-            address: place.address,
-            identity: known.map(|workload| &workload.identity),
-            services: &place.services,
-            labels: known.map_or(&NO_LABELS, |workload| &workload.labels),
+        let at = |place, encrypted| {
+            let flow = self.outbound_flow(place, encrypted);
+            verdict(policy, source, &flow, place)
         };
-        let flow = Flow {
-            direction: Direction::Outbound,
-            peer: end.peer(encrypted),
-            port: place.port,
-            protocol: self.question.protocol,
+        let Some(service) = place.service.as_ref().filter(|_| self.udp()) else {
+            return Some(at(place, encrypted));
         };
-        // A datagram to a virtual address is judged as that, and by each of its endpoints' DENYs.
-        let through = place.dialled != place.address && flow.protocol == Protocol::Udp;
-        let judged = policy.decide(&flow);
-        if !through || judged.refused == Some(Reason::PolicyDenied) {
-            return Some(verdict(policy, source, &flow, place));
-        }
-        let service: Vec<_> = place.service.iter().cloned().collect();
-        let flow = Flow {
-            peer: Peer {
-                address: place.dialled,
-                member: false,
-                identity: None,
-                services: &service,
-                labels: &NO_LABELS,
-            },
-            port: self.question.port,
-            ..flow
-        };
-        Some(verdict(policy, source, &flow, place))
+        // A datagram goes to the virtual address itself, but a DENY of one of the endpoints that
+        // it may come to holds for it.
+        let denials = places.iter().map(|place| at(place, false));
+        let denied = |verdict: &Verdict| verdict.refused == Some(Reason::PolicyDenied);
+        denials.into_iter().find(denied).or_else(|| {
+            let flow = Flow {
+                direction: Direction::Outbound,
+                peer: Peer {
+                    address: place.dialled,
+                    member: false,
+                    identity: None,
+                    services: std::slice::from_ref(service),
+                    labels: &NO_LABELS,
+                },
+                port: self.question.port,
+                protocol: Protocol::Udp,
+            };
+            Some(verdict(policy, source, &flow, place))
+        })
     }
 
-    fn inbound(&self, place: &place::Place, encrypted: bool) -> Option<Verdict> {
+    fn outbound_flow<'p>(&self, place: &'p Place, encrypted: bool) -> Flow<'p> {
+        let known = place.workload.as_deref();
+        Flow {
+            direction: Direction::Outbound,
+            peer: Peer {
+                address: place.address,
+                member: encrypted,
+                identity: known.map(|workload| &workload.identity),
+                services: &place.services,
+                labels: known.map_or(&NO_LABELS, |workload| &workload.labels),
+            },
+            port: place.port,
+            protocol: self.question.protocol,
+        }
+    }
+
+    fn udp(&self) -> bool {
+        self.question.protocol == Protocol::Udp
+    }
+
+    fn inbound(&self, place: &Place, encrypted: bool) -> Option<Verdict> {
         let workload = place.workload.as_ref().filter(|w| w.enrolled())?;
         let policy = PodPolicy::for_workload(self.mesh, workload, self.resolvers.to_vec());
         let known = self.source.as_deref();
-        let end = End {
-            address: self.source_address(place.address),
-            identity: known.map(|workload| &workload.identity),
-            services: &self.source_services,
-            labels: known.map_or(&NO_LABELS, |workload| &workload.labels),
-        };
         let flow = Flow {
             direction: Direction::Inbound,
-            peer: end.peer(encrypted),
+            peer: Peer {
+                address: self.source_address(place.address),
+                member: encrypted,
+                identity: known.map(|workload| &workload.identity),
+                services: &self.source_services,
+                labels: known.map_or(&NO_LABELS, |workload| &workload.labels),
+            },
             port: place.port,
             protocol: self.question.protocol,
         };
@@ -322,7 +317,7 @@ impl<'a> Context<'a> {
     }
 }
 
-fn verdict(policy: &PodPolicy, own: &Workload, flow: &Flow<'_>, place: &place::Place) -> Verdict {
+fn verdict(policy: &PodPolicy, own: &Workload, flow: &Flow<'_>, place: &Place) -> Verdict {
     let decision = policy.decide(flow);
     let dialled = place.service.as_ref();
     let missing = decision

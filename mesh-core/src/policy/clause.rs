@@ -57,6 +57,15 @@ impl Condition {
             && super::has_labels(peer.labels, &self.labels)
     }
 
+    /// Whether nothing but the address has a say.
+    pub(super) fn by_address_alone(&self) -> bool {
+        let of_address = Self {
+            cidr: self.cidr,
+            ..Self::default()
+        };
+        *self == of_address
+    }
+
     /// Whether it depends on what only discovery knows of a peer that is a member, or of one
     /// that is not.
     pub(super) fn needs_attributes(&self, member: bool) -> bool {

@@ -1,4 +1,4 @@
-//! Policies, scopes and peers from a universe so small that they meet often.
+//! Policies, and what peers have, from a universe so small that they meet often.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use mesh_core::identity::Identity;
 use mesh_core::model::ServiceKey;
 use mesh_core::policy::{
-    Action, AuthenticationMode, AuthenticationPolicy, AuthorizationPolicy, Direction, Flow, Labels,
-    MESH_NAMESPACE, Peer, PeerTerm, PortTerm, Protocol, Rule, Target,
+    Action, AuthorizationPolicy, Direction, Labels, MESH_NAMESPACE, PeerTerm, PortTerm, Protocol,
+    Rule, Target,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -47,15 +47,15 @@ pub(crate) fn address() -> impl Strategy<Value = IpAddr> {
     .prop_map(|text| text.parse().unwrap())
 }
 
-fn port() -> impl Strategy<Value = u16> {
+pub(crate) fn port() -> impl Strategy<Value = u16> {
     prop_oneof![2 => Just(80), 1 => Just(81), 1 => Just(53)]
 }
 
-fn protocol() -> impl Strategy<Value = Protocol> {
+pub(crate) fn protocol() -> impl Strategy<Value = Protocol> {
     prop_oneof![2 => Just(Protocol::Tcp), 1 => Just(Protocol::Udp)]
 }
 
-fn direction() -> impl Strategy<Value = Direction> {
+pub(crate) fn direction() -> impl Strategy<Value = Direction> {
     prop_oneof![Just(Direction::Inbound), Just(Direction::Outbound)]
 }
 
@@ -63,7 +63,7 @@ fn namespace() -> impl Strategy<Value = &'static str> {
     select(vec!["a", "b", MESH_NAMESPACE])
 }
 
-fn identity() -> impl Strategy<Value = Identity> {
+pub(crate) fn identity() -> impl Strategy<Value = Identity> {
     (
         select(vec!["td", "other"]),
         namespace(),
@@ -72,11 +72,11 @@ fn identity() -> impl Strategy<Value = Identity> {
         .prop_map(|(td, ns, sa)| Identity::new(td.parse().unwrap(), ns, sa).unwrap())
 }
 
-fn service_key() -> impl Strategy<Value = ServiceKey> {
+pub(crate) fn service_key() -> impl Strategy<Value = ServiceKey> {
     select(vec!["a/s0", "a/s1", "b/s0"]).prop_map(Into::into)
 }
 
-fn labels() -> impl Strategy<Value = Labels> {
+pub(crate) fn labels() -> impl Strategy<Value = Labels> {
     let pair = (select(vec!["app", "tier", "k"]), select(vec!["0", "1"]));
     prop::collection::vec(pair, 0..3).prop_map(|pairs| {
         let owned = pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned()));
@@ -94,7 +94,7 @@ fn cidr() -> impl Strategy<Value = IpNet> {
     select(CIDRS.to_vec()).prop_map(|text| text.parse().unwrap())
 }
 
-fn target() -> impl Strategy<Value = Target> {
+pub(crate) fn target() -> impl Strategy<Value = Target> {
     prop_oneof![
         Just(Target::Mesh),
         Just(Target::Namespace),
@@ -169,78 +169,4 @@ pub(crate) fn policies(most: usize) -> impl Strategy<Value = Vec<Arc<Authorizati
         // Not in the order of keys: nobody promises that.
         by_key.into_values().rev().map(Arc::new).collect()
     })
-}
-
-fn mode() -> impl Strategy<Value = AuthenticationMode> {
-    prop_oneof![
-        1 => Just(AuthenticationMode::Strict),
-        2 => Just(AuthenticationMode::Permissive)
-    ]
-}
-
-pub(crate) fn scopes() -> impl Strategy<Value = Vec<Arc<AuthenticationPolicy>>> {
-    let ports = prop::collection::btree_map(port(), mode(), 0..3);
-    let scope = (target(), prop::option::of(mode()), ports);
-    prop::collection::vec(scope, 0..4).prop_map(|scopes| {
-        let scopes = scopes.into_iter().enumerate();
-        let policy = |(n, (target, mode, ports))| AuthenticationPolicy {
-            key: format!("a/s{n}").into(),
-            target,
-            mode,
-            ports,
-        };
-        scopes.map(policy).map(Arc::new).collect()
-    })
-}
-
-/// A flow that owns what it speaks of.
-#[derive(Clone, Debug)]
-pub(crate) struct Call {
-    pub(crate) direction: Direction,
-    pub(crate) address: IpAddr,
-    pub(crate) member: bool,
-    pub(crate) identity: Option<Identity>,
-    pub(crate) services: Vec<ServiceKey>,
-    pub(crate) labels: Labels,
-    pub(crate) port: u16,
-    pub(crate) protocol: Protocol,
-}
-
-impl Call {
-    pub(crate) fn flow(&self) -> Flow<'_> {
-        Flow {
-            direction: self.direction,
-            peer: Peer {
-                address: self.address,
-                member: self.member,
-                identity: self.identity.as_ref(),
-                services: &self.services,
-                labels: &self.labels,
-            },
-            port: self.port,
-            protocol: self.protocol,
-        }
-    }
-}
-
-pub(crate) fn call() -> impl Strategy<Value = Call> {
-    let ends = (
-        address(),
-        any::<bool>(),
-        prop::option::weighted(0.8, identity()),
-        prop::collection::vec(service_key(), 0..3),
-        labels(),
-    );
-    (direction(), ends, port(), protocol()).prop_map(
-        |(direction, (address, member, identity, services, labels), port, protocol)| Call {
-            direction,
-            address,
-            member: member && identity.is_some(),
-            identity,
-            services,
-            labels,
-            port,
-            protocol,
-        },
-    )
 }

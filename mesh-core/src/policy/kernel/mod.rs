@@ -1,6 +1,9 @@
 //! What the kernel programs decide of a pod's policy: denials that hold whatever a worker would
 //! find out, and UDP, which no worker carries.
 
+mod compile;
+mod said;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -8,6 +11,7 @@ use ipnet::Ipv6Net;
 
 use super::decision::PodPolicy;
 use crate::model::Mesh;
+use compile::Compiler;
 
 /// What is looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,21 +37,37 @@ pub enum KernelVerdict {
 /// refused (UDP), and is told.
 pub const MAX_PREFIXES: usize = 4096;
 
+/// Most verdicts of one pod, over all its blocks.
+pub const MAX_VERDICTS: usize = 61_439;
+
+/// What one block has, by class and port; port 0 stands for those that have no verdict of their
+/// own.
+pub type Verdicts = BTreeMap<(KernelClass, u16), KernelVerdict>;
+
 /// A pod's policy as the kernel programs have it: of the longest prefix that holds the remote's
 /// address, the verdict for the port, or else the one for port 0, which stands for all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelPolicy {
     /// IPv4 blocks in v4-mapped form.
-    pub prefixes: BTreeMap<Ipv6Net, BTreeMap<(KernelClass, u16), KernelVerdict>>,
-    /// Blocks that were left out for [`MAX_PREFIXES`].
+    pub prefixes: BTreeMap<Ipv6Net, Verdicts>,
+    /// Blocks that were left out for [`MAX_PREFIXES`] or [`MAX_VERDICTS`].
     pub left_out: usize,
 }
 
 impl KernelPolicy {
     /// From a pod's policy and what discovery knows.
+    ///
+    /// TCP is denied where every decision that the worker could come to for that address and
+    /// port is [`policy_denied`](crate::reason::Reason::PolicyDenied): so an address block that a DENY
+    /// names is not denied at a service's virtual address in it, unless all the service's
+    /// endpoints are. UDP is allowed where [`PodPolicy::decide`] allows it to or from a plain
+    /// peer; to a virtual address unless a DENY matches one of the endpoints behind it.
+    ///
+    /// Looks at the mesh only for what needs it: at services for denials, at workloads for
+    /// terms that name a peer by more than its address.
     #[must_use]
-    pub fn new(_policy: &PodPolicy, _mesh: &Mesh) -> Self {
-        Self::default()
+    pub fn new(policy: &PodPolicy, mesh: &Mesh) -> Self {
+        Compiler::new(policy, mesh).compile()
     }
 
     /// The programs' look-up, in words that can be tested.
@@ -63,8 +83,7 @@ impl KernelPolicy {
             .filter(|(prefix, _)| prefix.contains(&remote))
             .max_by_key(|(prefix, _)| prefix.prefix_len())
             .map(|(_, verdicts)| verdicts)?;
-        let exact = verdicts.get(&(class, port));
-        exact.or_else(|| verdicts.get(&(class, 0))).copied()
+        verdict(verdicts, class, port)
     }
 
     /// Whether a UDP datagram between the pod's `local_port` and the remote passes, whichever of
@@ -75,4 +94,9 @@ impl KernelPolicy {
         self.look_up(KernelClass::UdpOut, remote, remote_port) == allow
             || self.look_up(KernelClass::UdpIn, remote, local_port) == allow
     }
+}
+
+fn verdict(verdicts: &Verdicts, class: KernelClass, port: u16) -> Option<KernelVerdict> {
+    let exact = verdicts.get(&(class, port));
+    exact.or_else(|| verdicts.get(&(class, 0))).copied()
 }
