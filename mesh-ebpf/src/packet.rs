@@ -14,8 +14,6 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_PROVIDER_VLAN: u16 = 0x88a8;
 
-const IPV4_BYTES: u32 = 20;
-const IPV6_BYTES: u32 = 40;
 /// More fragments, or an offset.
 const IPV4_FRAGMENT: u16 = 0x3fff;
 const IPV4_OFFSET: u16 = 0x1fff;
@@ -56,6 +54,36 @@ pub(crate) struct Packet {
     pub(crate) transport: u32,
     /// Where the IP packet ends in the frame, by its own header.
     pub(crate) end: u32,
+}
+
+/// An IPv4 header without its options.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ipv4Header {
+    version_length: u8,
+    service: u8,
+    total: u16,
+    identification: u16,
+    offset: u16,
+    lifetime: u8,
+    protocol: u8,
+    checksum: u16,
+    source: u32,
+    destination: u32,
+}
+
+/// The fixed IPv6 header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ipv6Header {
+    version_class: u8,
+    class_label: u8,
+    label: u16,
+    payload: u16,
+    next: u8,
+    hops: u8,
+    source: [u32; 4],
+    destination: [u32; 4],
 }
 
 /// A TCP header without its options.
@@ -110,41 +138,40 @@ pub(crate) fn parse(ctx: &TcContext) -> Result<Frame, KernelReason> {
 
 #[inline(always)]
 fn parse_v4(ctx: &TcContext) -> Result<Packet, KernelReason> {
-    let version_length: u8 = load(ctx, ETHERNET_BYTES)?;
-    let header = u32::from(version_length & 0xf) * 4;
-    if version_length >> 4 != 4 || header < IPV4_BYTES {
+    let ip: Ipv4Header = load(ctx, ETHERNET_BYTES)?;
+    let header = u32::from(ip.version_length & 0xf) * 4;
+    if ip.version_length >> 4 != 4 || header < size_of::<Ipv4Header>() as u32 {
         return Err(KernelReason::WallUnparsable);
     }
-    let total = u16::from_be(load(ctx, ETHERNET_BYTES + 2)?);
-    let offset = u16::from_be(load(ctx, ETHERNET_BYTES + 6)?);
+    let offset = u16::from_be(ip.offset);
     Ok(Packet {
         v6: false,
-        source: Address::v4(load(ctx, ETHERNET_BYTES + 12)?),
-        destination: Address::v4(load(ctx, ETHERNET_BYTES + 16)?),
-        protocol: load(ctx, ETHERNET_BYTES + 9)?,
+        source: Address::v4(ip.source),
+        destination: Address::v4(ip.destination),
+        protocol: ip.protocol,
         fragment: offset & IPV4_FRAGMENT != 0,
         headless: offset & IPV4_OFFSET != 0,
         transport: ETHERNET_BYTES + header,
-        end: ETHERNET_BYTES + u32::from(total),
+        end: ETHERNET_BYTES + u32::from(u16::from_be(ip.total)),
     })
 }
 
 #[inline(always)]
 fn parse_v6(ctx: &TcContext) -> Result<Packet, KernelReason> {
-    let version: u8 = load(ctx, ETHERNET_BYTES)?;
-    if version >> 4 != 6 {
+    let ip: Ipv6Header = load(ctx, ETHERNET_BYTES)?;
+    if ip.version_class >> 4 != 6 {
         return Err(KernelReason::WallUnparsable);
     }
-    let payload = u16::from_be(load(ctx, ETHERNET_BYTES + 4)?);
+    let transport = ETHERNET_BYTES + size_of::<Ipv6Header>() as u32;
     let mut packet = Packet {
         v6: true,
-        source: Address(load(ctx, ETHERNET_BYTES + 8)?),
-        destination: Address(load(ctx, ETHERNET_BYTES + 24)?),
-        protocol: load(ctx, ETHERNET_BYTES + 6)?,
+        source: Address(ip.source),
+        destination: Address(ip.destination),
+        protocol: ip.next,
         fragment: false,
         headless: false,
-        transport: ETHERNET_BYTES + IPV6_BYTES,
-        end: ETHERNET_BYTES + IPV6_BYTES + u32::from(payload),
+        transport,
+        end: transport + u32::from(u16::from_be(ip.payload)),
     };
     for _ in 0..EXTENSION_HEADERS {
         match packet.protocol {
