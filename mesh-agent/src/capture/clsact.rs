@@ -74,9 +74,15 @@ pub(super) fn detach(ifindex: u32, wall: Wall) -> Result<()> {
     let Some(name) = device(ifindex) else {
         return Ok(());
     };
-    link(&name, wall)
-        .and_then(Link::detach)
-        .map_err(failed(wall))
+    match link(&name, wall).and_then(Link::detach) {
+        // No filter there, or no qdisc.
+        Err(ProgramError::NetlinkError(e))
+            if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) =>
+        {
+            Ok(())
+        }
+        other => other.map_err(failed(wall)),
+    }
 }
 
 fn link(device: &str, wall: Wall) -> Result<SchedClassifierLink, ProgramError> {

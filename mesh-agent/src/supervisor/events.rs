@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use mesh_api::worker::{Refusal, TunnelOpened, refusal};
-use mesh_common::RefusalEvent;
+use mesh_common::{EVENT_AUDITED, RefusalEvent};
 use mesh_core::reason::Reason;
 use tokio::time::Instant;
 
@@ -126,6 +126,10 @@ fn log_kernel_refusal(shared: &Shared, event: &RefusalEvent) {
         .pod_in(event.slot)
         .map_or_else(|| format!("slot {}", event.slot), |key| key.to_string());
     let reason = capture::from_number(event.reason).map(capture::reason);
+    let (outcome, verb) = outcome_words(match event.flags & EVENT_AUDITED {
+        0 => refusal::Outcome::Refused,
+        _ => refusal::Outcome::Audited,
+    });
     tracing::warn!(
         target: "nodemesh::refusal",
         pod = %pod,
@@ -133,9 +137,10 @@ fn log_kernel_refusal(shared: &Shared, event: &RefusalEvent) {
         source = %address(event.source, event.source_port),
         destination = %address(event.destination, event.destination_port),
         protocol = event.protocol,
+        outcome = %outcome,
         reason = %reason.map_or("unknown", Reason::code),
         suppressed = event.suppressed,
-        "refused: {}",
+        "{verb}: {}",
         reason.map_or("the kernel gives a reason that this supervisor doesn't know", Reason::sentence),
     );
 }
