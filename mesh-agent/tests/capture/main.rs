@@ -12,5 +12,6 @@ mod policy;
 mod process;
 mod program;
 mod quota;
+mod swap;
 mod udp;
 mod wall;

@@ -1,11 +1,9 @@
-//! TCP that policy denies is refused at `connect`, and policies are swapped in one step.
+//! TCP that policy denies is refused at `connect`.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use mesh_agent::capture::CaptureError;
-use mesh_common::{EVENT_AUDITED, KernelReason, POLICY_ENTRIES_PER_POD};
+use mesh_common::{EVENT_AUDITED, KernelReason};
 use mesh_core::policy::kernel::{KernelClass, KernelPolicy, KernelVerdict, MAX_PREFIXES};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -22,12 +20,12 @@ pub(crate) fn policy(rules: &[(&str, KernelClass, u16, KernelVerdict)]) -> Kerne
     policy
 }
 
-fn deny(rules: &[(&str, u16)]) -> KernelPolicy {
+pub(crate) fn deny(rules: &[(&str, u16)]) -> KernelPolicy {
     let deny = |&(block, port)| (block, KernelClass::TcpOut, port, KernelVerdict::Deny);
     policy(&rules.iter().map(deny).collect::<Vec<_>>())
 }
 
-fn dial_from(netns: &str, to: SocketAddr) -> io::Result<Socket> {
+pub(crate) fn dial_from(netns: &str, to: SocketAddr) -> io::Result<Socket> {
     in_netns(netns, || {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
         socket.connect(&to.into())?;
@@ -35,17 +33,17 @@ fn dial_from(netns: &str, to: SocketAddr) -> io::Result<Socket> {
     })
 }
 
-fn dial(lab: &Lab, to: &str) -> io::Result<Socket> {
+pub(crate) fn dial(lab: &Lab, to: &str) -> io::Result<Socket> {
     dial_from(&lab.pod().netns, address(to))
 }
 
-fn assert_eperm<T>(result: io::Result<T>, what: &str) {
+pub(crate) fn assert_eperm<T>(result: io::Result<T>, what: &str) {
     let errno = result.err().and_then(|e| e.raw_os_error());
     assert_eq!(errno, Some(libc::EPERM), "{what}");
 }
 
 /// Addresses and ports that [`denials`] denies.
-const DENIED: [&str; 5] = [
+pub(crate) const DENIED: [&str; 5] = [
     "198.51.100.7:443",
     "[::ffff:198.51.100.7]:443",
     "203.0.113.9:80",
@@ -62,7 +60,7 @@ const LEFT_TO_THE_WORKER: [&str; 6] = [
     "[2001:db8:2::1]:9",
 ];
 
-fn denials() -> KernelPolicy {
+pub(crate) fn denials() -> KernelPolicy {
     deny(&[
         ("::ffff:198.51.100.7/128", 443),
         ("::ffff:203.0.113.0/120", 0),
@@ -202,25 +200,6 @@ fn the_longest_of_4096_blocks_decides() {
 }
 
 #[test]
-fn a_policy_that_does_not_fit_leaves_the_one_before_in_force() {
-    let mut lab = Lab::new();
-    lab.set_policy(0, &denials(), false);
-    let mut large = KernelPolicy::default();
-    for i in 0..2 {
-        let verdicts = (1..=u16::MAX).map(|p| ((KernelClass::TcpOut, p), KernelVerdict::Allow));
-        let block = format!("2001:db8:{i}::/48").parse().unwrap();
-        large.prefixes.insert(block, verdicts.collect());
-    }
-    let error = lab.capture().set_policy(0, &large, false).unwrap_err();
-    assert!(matches!(error, CaptureError::PolicySize { slot: 0, .. }));
-    let text = error.to_string();
-    assert!(text.contains(&POLICY_ENTRIES_PER_POD.to_string()), "{text}");
-    for to in DENIED {
-        assert_eperm(dial(&lab, to), to);
-    }
-}
-
-#[test]
 fn events_of_denials_name_the_destination() {
     let mut lab = Lab::new();
     lab.set_policy(0, &denials(), false);
@@ -238,59 +217,4 @@ fn events_of_denials_name_the_destination() {
         assert_eq!((event.destination, event.destination_port), (to, 443));
         assert_eq!((event.slot, event.protocol), (0, 6));
     });
-}
-
-/// While policies are swapped, every connect is decided by one of them and never by a mixture.
-#[test]
-fn what_every_version_denies_never_passes_and_what_every_version_allows_never_fails() {
-    const SWAPS: u32 = 1000;
-    let mut lab = Lab::new();
-    // Both deny the first address, by different blocks and ports; neither denies the second,
-    // which lies in the block that the other version denies for other ports.
-    let versions = [
-        deny(&[
-            ("::ffff:198.51.100.7/128", 443),
-            ("::ffff:203.0.113.0/120", 81),
-        ]),
-        deny(&[("::ffff:198.51.0.0/112", 0), ("::ffff:203.0.113.9/128", 82)]),
-    ];
-    lab.set_policy(0, &versions[0], false);
-    let (denied, allowed) = (address("198.51.100.7:443"), address("203.0.113.9:80"));
-    let netns = lab.pod().netns.clone();
-    let worker = lab.pods[0].worker.take().unwrap();
-    let (done, dials) = (AtomicBool::new(false), AtomicU64::new(0));
-    std::thread::scope(|scope| {
-        let until_done = |dial: &(dyn Fn() + Sync)| {
-            in_netns(&netns, || {
-                while !done.load(Ordering::Relaxed) {
-                    dial();
-                    dials.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        };
-        scope.spawn(move || {
-            until_done(&|| {
-                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-                assert_eperm(socket.connect(&denied.into()), "denied");
-            });
-        });
-        scope.spawn(move || {
-            until_done(&|| {
-                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-                // Closed by a reset, so that no port is held in TIME_WAIT.
-                socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
-                socket.connect(&allowed.into()).unwrap();
-                accept(&worker.outbound_v4);
-            });
-        });
-        let swaps = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for version in (0..SWAPS).map(|i| &versions[i as usize % 2]) {
-                lab.set_policy(0, version, false);
-            }
-        }));
-        done.store(true, Ordering::Relaxed);
-        swaps.unwrap();
-    });
-    let dials = dials.into_inner();
-    assert!(dials > u64::from(SWAPS), "only {dials} dials");
 }
