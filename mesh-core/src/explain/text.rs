@@ -25,7 +25,8 @@ impl fmt::Display for Outcome {
             Self::Audited => f.write_str("let through for audit, would be refused"),
             Self::Partly => f.write_str("allowed to some endpoints, refused to others"),
             Self::Refused(reason) => {
-                write!(f, "refused, {reason}: {}", reason.sentence())
+                write!(f, "refused, {reason}: {}; ", reason.sentence())?;
+                f.write_str(reason.remedy())
             }
         }
     }
