@@ -8,6 +8,7 @@ mod balance;
 mod certificate;
 mod changes;
 mod chunk;
+mod connect;
 mod context;
 mod destination;
 mod discovery;

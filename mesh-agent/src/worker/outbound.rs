@@ -9,6 +9,7 @@ use mesh_core::reason::Reason;
 use tokio::net::TcpStream;
 
 use super::balance::OpenConnection;
+use super::connect::OpenStream;
 use super::context::Context;
 use super::discovery::Endpoint;
 use super::fault::{Direction, Fault};
@@ -16,7 +17,7 @@ use super::metrics::Count;
 use super::pool::Pool;
 use super::relay::{ByteCounts, relay};
 use super::relay_local::relay_local;
-use super::route::{self, OpenStream, Way};
+use super::route::{self, Way};
 use super::socket;
 
 /// Serves one captured connection from accept to its end.

@@ -10,20 +10,16 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use h2::RecvStream;
-use h2::client::ResponseFuture;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header::FORWARDED};
 use mesh_core::reason::Reason;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::balance::{self, Candidate, OpenConnection};
-use super::chunk::Chunk;
+use super::connect::{OpenStream, open_stream};
 use super::context::Context;
 use super::destination::{Destination, Endpoint};
 use super::fault::{Direction, Fault};
-use super::pool::{Lease, Pool};
-use super::tunnel::fault_of_h2;
+use super::pool::Pool;
 
 /// Endpoints tried for one connection before it is refused.
 const ATTEMPTS: u32 = 5;
@@ -32,12 +28,6 @@ const ATTEMPTS: u32 = 5;
 const ATTEMPT: Duration = Duration::from_secs(1);
 /// How long all attempts for one connection may take together.
 const WITHIN: Duration = Duration::from_secs(20);
-/// How long a CONNECT may go unanswered before its tunnel is asked whether it is alive.
-const DOUBT_AFTER: Duration = Duration::from_millis(500);
-/// How long a tunnel in doubt has to show that it is alive.
-const ALIVE_WITHIN: Duration = Duration::from_secs(1);
-/// How long the peer may take to answer a CONNECT: its own dial of the app and some.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A way that was found.
 pub(crate) struct Route {
@@ -52,13 +42,6 @@ pub(crate) enum Way {
     Local(TcpStream),
     /// A stream of a tunnel.
     Tunnel(Box<OpenStream>),
-}
-
-/// A stream whose CONNECT was answered with 200.
-pub(crate) struct OpenStream {
-    pub(crate) receive: RecvStream,
-    pub(crate) send: h2::SendStream<Chunk>,
-    pub(crate) lease: Lease,
 }
 
 /// Finds a way to one of the endpoints of `destination`, which was dialled as `to`.
@@ -191,16 +174,8 @@ async fn attempt(
         return local(context, to, client).await.map(Way::Local);
     }
     let client = seen_client(context, to, client);
-    // A tunnel that has broken, or is on its way out, says nothing of the endpoint: a new one
-    // gets a second try.
-    let outcome = match try_stream(context, pool, endpoint, client, waits_for).await {
-        Err(Failure::OfTunnel(_)) => try_stream(context, pool, endpoint, client, waits_for).await,
-        first => first,
-    };
-    match outcome {
-        Ok(stream) => Ok(Way::Tunnel(Box::new(stream))),
-        Err(Failure::OfTunnel(fault) | Failure::OfStream(fault)) => Err(fault),
-    }
+    let stream = open_stream(context, pool, endpoint, client, waits_for).await?;
+    Ok(Way::Tunnel(Box::new(stream)))
 }
 
 /// Dials the pod's own app.
@@ -218,123 +193,4 @@ pub(crate) async fn local(
 fn seen_client(context: &Context, to: SocketAddr, client: SocketAddr) -> SocketAddr {
     let ip = context.pod.address_like(to.ip()).unwrap_or(client.ip());
     SocketAddr::new(ip, client.port())
-}
-
-enum Failure {
-    /// The stream was not looked at, or nobody knows: a new tunnel may do.
-    OfTunnel(Fault),
-    OfStream(Fault),
-}
-
-async fn try_stream(
-    context: &Context,
-    pool: &Rc<Pool>,
-    endpoint: &Rc<Endpoint>,
-    client: SocketAddr,
-    waits_for: &Cell<Reason>,
-) -> Result<OpenStream, Failure> {
-    let fault = |reason, detail: &dyn std::fmt::Display| {
-        let detail = format!("{}: {detail}", endpoint.address);
-        Fault::new(reason, detail).of_peer(&endpoint.identity)
-    };
-    waits_for.set(Reason::TunnelConnect);
-    let lease = pool.lease(endpoint).await.map_err(Failure::OfStream)?;
-    let request = connect_request(context, endpoint.address, client)
-        .map_err(|e| Failure::OfStream(fault(Reason::TunnelProtocol, &e)))?;
-    let (response, send) = lease
-        .request(request)
-        .map_err(|e| Failure::OfTunnel(fault(Reason::TunnelRefused, &e)))?;
-    waits_for.set(Reason::TunnelRefused);
-    let response = match answer(&lease, response).await {
-        Ok(response) => response,
-        Err(Unanswered::TunnelDead) => {
-            lease.lost();
-            let fault = fault(Reason::TunnelProtocol, &"the tunnel does not answer");
-            return Err(Failure::OfTunnel(fault));
-        }
-        Err(Unanswered::TooLate) => {
-            let detail = "no answer to CONNECT in 15 s";
-            return Err(Failure::OfStream(fault(Reason::TunnelRefused, &detail)));
-        }
-        Err(Unanswered::Broken(error)) => {
-            // One stream that was reset says nothing of the others.
-            let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
-            if !error.is_reset() && !error.is_go_away() {
-                lease.lost();
-            }
-            let why = fault_of_h2(&error);
-            let fault = fault(why.reason, &why.detail);
-            return Err(match error.is_reset() && !refused {
-                true => Failure::OfStream(fault),
-                false => Failure::OfTunnel(fault),
-            });
-        }
-    };
-    match response.status() {
-        StatusCode::OK => {}
-        StatusCode::UNAUTHORIZED => {
-            let detail = "its worker answered 401";
-            return Err(Failure::OfStream(fault(Reason::PeerPolicy, &detail)));
-        }
-        status => {
-            let detail = format!("the peer answered {status}");
-            return Err(Failure::OfStream(fault(Reason::TunnelRefused, &detail)));
-        }
-    }
-    lease.data_sent();
-    Ok(OpenStream {
-        receive: response.into_body(),
-        send,
-        lease,
-    })
-}
-
-/// Why a CONNECT has no answer.
-enum Unanswered {
-    /// Its stream or its tunnel has ended.
-    Broken(h2::Error),
-    /// Its tunnel shows no sign of life.
-    TunnelDead,
-    TooLate,
-}
-
-async fn answer(
-    lease: &Lease,
-    mut response: ResponseFuture,
-) -> Result<Response<RecvStream>, Unanswered> {
-    if let Ok(answered) = timeout(DOUBT_AFTER, &mut response).await {
-        return answered.map_err(Unanswered::Broken);
-    }
-    // The peer's app may be slow to accept; or a worker that is stopped, or a node that has
-    // gone, leaves tunnels behind that look open.
-    let rest = async {
-        let answered = timeout(ANSWER_TIMEOUT - DOUBT_AFTER, &mut response).await;
-        answered
-            .map_err(|_| Unanswered::TooLate)?
-            .map_err(Unanswered::Broken)
-    };
-    let dead = async {
-        if timeout(ALIVE_WITHIN, lease.doubt()).await.is_ok() {
-            std::future::pending::<()>().await;
-        }
-    };
-    tokio::select! {
-        answered = rest => answered,
-        () = dead => Err(Unanswered::TunnelDead),
-    }
-}
-
-fn connect_request(
-    context: &Context,
-    to: SocketAddr,
-    client: SocketAddr,
-) -> Result<Request<()>, http::Error> {
-    let authority = Uri::builder().authority(to.to_string()).build()?;
-    let forwarded = HeaderValue::try_from(format!("for=\"{client}\""))?;
-    Request::builder()
-        .method(Method::CONNECT)
-        .uri(authority)
-        .header(FORWARDED, forwarded)
-        .header("baggage", context.pod.baggage.clone())
-        .body(())
 }

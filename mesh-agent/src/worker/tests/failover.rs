@@ -134,6 +134,28 @@ async fn a_tunnel_that_breaks_before_the_answer_is_replaced_unseen() {
 }
 
 #[tokio::test]
+async fn a_worker_that_dies_in_the_handshake_is_followed_by_the_next() {
+    let mesh = Mesh::new();
+    let a = TestPod::start(&mesh, "a").await;
+    let ip = next_ip();
+    let to = SocketAddr::new(ip, 80);
+    mesh.publish(to, &[endpoint(to, PEER)]);
+    let first = TcpListener::bind((ip, 15008)).await.unwrap();
+    let call = call(&a, to);
+    let replaced = async {
+        let (mut tunnel, _) = within("the tunnel", first.accept()).await.unwrap();
+        within("a ClientHello", tunnel.read_u8()).await.unwrap();
+        drop(first);
+        let certificate = mesh.pki.issue(&Leaf::of(PEER));
+        // The first one's tunnel is cut when its successor listens.
+        TestServer::start(&mesh, ip, certificate, |_| {}).await
+    };
+    let (took, server) = tokio::join!(call, replaced);
+    println!("a worker that dies in the handshake: {took:?}");
+    assert_eq!(server.handshakes(), 1);
+}
+
+#[tokio::test]
 async fn past_an_endpoint_whose_worker_dies_on_every_call() {
     let mesh = Mesh::new();
     let (a, c) = (
