@@ -127,7 +127,7 @@ fn fit(endpoints: &mut Vec<Endpoint>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::discovery::Discovery;
+    use crate::supervisor::discovery::{Discovery, Touched};
     use mesh_core::identity::Identity;
     use mesh_core::model::{Enrolment, Locality, Service};
     use mesh_core::traffic::{Balancing, Traffic};
@@ -162,7 +162,7 @@ mod tests {
             for workload in workloads {
                 mesh.insert_workload(workload);
             }
-            false
+            Touched::default()
         });
         discovery
     }
@@ -222,7 +222,7 @@ mod tests {
         for (balancing, told) in [(Balancing::LeastRequests, 0), (Balancing::RoundRobin, 1)] {
             discovery.update("2", |mesh| {
                 mesh.insert_service(service(balancing));
-                false
+                Touched::default()
             });
             let found = discovery
                 .view()

@@ -18,6 +18,9 @@ pub(super) struct View {
     pub(super) version: Arc<str>,
     /// Grows whenever any policy changes.
     pub(super) policies: u64,
+    /// Grows whenever anything changes of who is where: all of workloads and services but
+    /// health, localities and how endpoints are chosen.
+    pub(super) places: u64,
     /// This node's name.
     pub(super) node: String,
     /// Where this node stands: every workload on it says so.
@@ -52,6 +55,15 @@ fn resolvers(mesh: &Mesh, configured: &[IpAddr]) -> Vec<IpAddr> {
     let mut seen = std::collections::BTreeSet::new();
     found.retain(|address| seen.insert(*address));
     found
+}
+
+/// What a change was about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Touched {
+    /// Some policy is another.
+    pub(super) policies: bool,
+    /// Somebody is somewhere else, or somebody else; see [`View::places`].
+    pub(super) places: bool,
 }
 
 /// The view and its changes.
@@ -98,11 +110,12 @@ impl Discovery {
         self.changes.subscribe()
     }
 
-    /// Goes over to a version in one step and wakes whoever waits for changes. `change` says
-    /// whether any policy is another now.
-    pub(super) fn update(&self, version: &str, change: impl FnOnce(&mut Mesh) -> bool) {
+    /// Goes over to a version in one step and wakes whoever waits for changes.
+    pub(super) fn update(&self, version: &str, change: impl FnOnce(&mut Mesh) -> Touched) {
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
-        view.policies += u64::from(change(&mut view.mesh));
+        let touched = change(&mut view.mesh);
+        view.policies += u64::from(touched.policies);
+        view.places += u64::from(touched.places);
         view.version = version.into();
         view.derive(&self.resolvers);
         drop(view);
@@ -136,7 +149,7 @@ mod tests {
                 ports: [53].into(),
                 traffic: Default::default(),
             });
-            false
+            Touched::default()
         });
         let found: Vec<String> = discovery
             .view()
@@ -146,7 +159,7 @@ mod tests {
             .collect();
         assert_eq!(found, ["169.254.20.10", "10.96.0.10", "10.0.0.53"]);
         let before = discovery.view().resolvers.clone();
-        discovery.update("2", |_| false);
+        discovery.update("2", |_| Touched::default());
         assert!(Arc::ptr_eq(&before, &discovery.view().resolvers));
     }
 }

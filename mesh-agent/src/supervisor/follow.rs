@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use super::backoff::{Backoff, random};
 use super::config::Config;
 use super::control::{Control, FIRST_RETRY, LONGEST_RETRY};
-use super::discovery::Discovery;
+use super::discovery::{Discovery, Touched};
 use super::join::{self, chain, explain, write_private};
 use super::xds::{Commit, XdsState};
 
@@ -122,8 +122,13 @@ impl Follower<'_> {
     fn change(&mut self, commit: Commit) {
         let Commit { version, changes } = commit;
         self.discovery.update(&version, |mesh| {
-            let applied = changes.into_iter().map(|change| change.apply(mesh));
-            applied.fold(false, |policies, news| policies | news)
+            let mut touched = Touched::default();
+            for change in changes {
+                let by_it = change.apply(mesh);
+                touched.policies |= by_it.policies;
+                touched.places |= by_it.places;
+            }
+            touched
         });
         let view = self.discovery.view();
         let unreadable = self.xds.as_ref().map(XdsState::unreadable);

@@ -136,7 +136,7 @@ fn address(bytes: &[u8]) -> Result<IpAddr, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::discovery::Discovery;
+    use crate::supervisor::discovery::{Discovery, Touched};
     use mesh_core::identity::Identity;
     use mesh_core::model::{Enrolment, Workload};
 
@@ -167,7 +167,7 @@ mod tests {
                 enrolment: Enrolment::Enforce,
                 ..Workload::new(format!("u{last}"), "cart", identity)
             });
-            false
+            Touched::default()
         });
     }
 

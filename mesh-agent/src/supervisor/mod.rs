@@ -12,7 +12,8 @@
 //!   `follow` follows discovery (`xds`) into the one view of it (`discovery`); `csr` has the
 //!   workers' certificates signed; `node_report` tells control how the pods are;
 //! - of that view a worker is told its pod's policy (`rules`) and what it asks for (`lookups`,
-//!   `answers`), in batches that take effect at once (`packets`).
+//!   `answers`), in batches that take effect at once (`packets`); the kernel programs are told what
+//!   they can decide (`kernel_rules`).
 
 mod adopt;
 mod answers;
@@ -25,6 +26,7 @@ mod discovery;
 mod events;
 mod follow;
 mod join;
+mod kernel_rules;
 mod legacy;
 mod lock;
 mod lookups;
@@ -148,6 +150,7 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
         shared.discovery.clone(),
     ));
     tokio::spawn(node_report::keep_reporting(shared.clone()));
+    tokio::spawn(kernel_rules::keep(shared.clone()));
     tracing::info!(
         node = config.node,
         instance = config.instance,

@@ -8,6 +8,7 @@ use mesh_api::worker::FdKind;
 use mesh_common::{POD_HAS_LISTENER_V6, PodConfig, WallConfig, mapped_v4};
 use tokio::time::{Instant, sleep};
 
+use super::discovery::View;
 use super::legacy::Legacy;
 use super::netns;
 use super::pods::{Goal, Placed, PodRecord};
@@ -86,6 +87,7 @@ impl PodTask {
             placed.ports_added.extend(added);
             self.save();
         }
+        self.shared.kernel.forget(self.record.slot);
         let mut capture = self.shared.capture();
         capture
             .prepare_pod(self.record.slot)
@@ -101,7 +103,7 @@ impl PodTask {
     /// Steers the pod's traffic to its worker. Changes nothing where that is so already.
     pub(super) fn enrol(&mut self) -> Result<(), String> {
         // Before its first packet is captured, so that no UDP passes that policy doesn't name.
-        self.update_kernel()?;
+        self.shared.kernel.settle(&self.shared, self.record.slot)?;
         self.steer()
     }
 
@@ -136,37 +138,22 @@ impl PodTask {
             .map_err(|e| e.to_string())
     }
 
-    /// Takes in what discovery says now, for the kernel; a worker is told when it is there.
-    pub(super) fn follow_discovery(&mut self) -> Result<(), String> {
-        let discovery = self.shared.discovery.clone();
-        if let Some(view) = discovery.known() {
-            self.rules.refresh(&view, &self.goal.uid);
+    /// Takes in what discovery says now, and has the kernel follow it; whether a worker is to be
+    /// told.
+    pub(super) fn follow_discovery(&mut self, view: &View) -> bool {
+        let news = self.rules.refresh(view, &self.goal.uid);
+        if let Some(rules) = self.rules.for_kernel(view) {
+            if rules.policy.left_out > 0 {
+                let (pod, left_out) = (&self.record.key, rules.policy.left_out);
+                tracing::warn!(
+                    %pod,
+                    left_out,
+                    "the kernel has no room for all address blocks of the pod's policy: the worker decides on their TCP, their UDP is refused"
+                );
+            }
+            self.shared.kernel.want(self.record.slot, rules);
         }
-        self.update_kernel()
-    }
-
-    /// Brings the pod's policy in the kernel programs up to date, as far as discovery is known.
-    pub(super) fn update_kernel(&mut self) -> Result<(), String> {
-        let discovery = self.shared.discovery.clone();
-        let Some(rules) = discovery
-            .known()
-            .and_then(|view| self.rules.for_kernel(&view))
-        else {
-            return Ok(());
-        };
-        let slot = self.record.slot;
-        let set = self.shared.capture().set_policy(slot, &rules.0, rules.1);
-        set.map_err(|e| e.to_string())?;
-        if rules.0.left_out > 0 {
-            let (pod, left_out) = (&self.record.key, rules.0.left_out);
-            tracing::warn!(
-                %pod,
-                left_out,
-                "the kernel has no room for all address blocks of the pod's policy: the worker decides on their TCP, their UDP is refused"
-            );
-        }
-        self.rules.in_kernel(rules);
-        Ok(())
+        news
     }
 
     /// Takes away everything that was done for the pod. Its worker is gone already.
@@ -178,6 +165,7 @@ impl PodTask {
         });
         if let Some(placed) = self.record.placed.take() {
             let (cookie, slot) = (self.record.netns_id.cookie, self.record.slot);
+            self.shared.kernel.forget(slot);
             if let Err(e) = self.shared.capture().withdraw(cookie, slot, &placed.walls) {
                 tracing::error!(pod = %self.record.key, error = %e, "the pod's capture could not be removed");
             }

@@ -13,6 +13,7 @@ use mesh_core::traffic::HealthCheck;
 
 use super::answers::services_of;
 use super::discovery::View;
+use super::kernel_rules;
 
 /// What a pod's rules are made from. While nothing of it changes, they can't.
 #[derive(Clone, Debug)]
@@ -116,21 +117,19 @@ fn checks(workload: &Workload, services: &[Arc<Service>]) -> Vec<HealthCheck> {
     found
 }
 
-/// A pod's policy in the kernel programs, and whether it is only for audit.
-pub(super) type KernelRules = (KernelPolicy, bool);
-
 #[derive(Debug)]
 struct Own {
     basis: Basis,
     content: Content,
     policy: PodPolicy,
+    /// The places that the kernel's policy was last made from; `None` where it is to be made.
+    compiled: Option<u64>,
 }
 
-/// A pod's rules: what they are, and which the kernel has.
+/// A pod's rules.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     own: Option<Own>,
-    in_kernel: Option<KernelRules>,
 }
 
 impl Rules {
@@ -149,6 +148,7 @@ impl Rules {
                 if news {
                     own.policy = content.compile();
                     own.content = content;
+                    own.compiled = None;
                 }
                 news
             }
@@ -158,6 +158,7 @@ impl Rules {
                     policy: content.compile(),
                     basis,
                     content,
+                    compiled: None,
                 });
                 true
             }
@@ -174,24 +175,21 @@ impl Rules {
         self.own.as_ref().map(|own| own.content.to_wire(version))
     }
 
-    /// What the kernel is to have, if it has something else.
-    pub(super) fn for_kernel(&self, view: &View) -> Option<KernelRules> {
-        let own = self.own.as_ref()?;
-        let rules = (
-            KernelPolicy::new(&own.policy, &view.mesh),
-            own.content.audit,
-        );
-        (self.in_kernel.as_ref() != Some(&rules)).then_some(rules)
+    /// Whether the kernel has been given any.
+    pub(super) fn are_in_use(&self) -> bool {
+        self.own.as_ref().is_some_and(|own| own.compiled.is_some())
     }
 
-    /// Whether the kernel has taken any.
-    pub(super) fn is_in_kernel(&self) -> bool {
-        self.in_kernel.is_some()
-    }
-
-    /// The kernel has taken these.
-    pub(super) fn in_kernel(&mut self, rules: KernelRules) {
-        self.in_kernel = Some(rules);
+    /// What the kernel is to have; `None` where nothing of it can have changed.
+    pub(super) fn for_kernel(&mut self, view: &View) -> Option<kernel_rules::Rules> {
+        let own = self.own.as_mut()?;
+        (own.compiled != Some(view.places)).then(|| {
+            own.compiled = Some(view.places);
+            kernel_rules::Rules {
+                policy: KernelPolicy::new(&own.policy, &view.mesh),
+                audit: own.content.audit,
+            }
+        })
     }
 }
 

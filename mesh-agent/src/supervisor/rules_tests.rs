@@ -1,6 +1,7 @@
 use super::*;
-use crate::supervisor::discovery::Discovery;
+use crate::supervisor::discovery::{Discovery, Touched};
 use mesh_core::identity::Identity;
+use mesh_core::model::Health;
 use mesh_core::model::Mesh;
 use mesh_core::policy::{Action, Direction, Rule, Target};
 use mesh_core::traffic::{Probe, Traffic};
@@ -59,8 +60,15 @@ fn labels(app: &str) -> Target {
     Target::Labels([("app".to_owned(), app.to_owned())].into())
 }
 
+fn put(mesh: &mut Mesh, key: &str) -> Touched {
+    Touched {
+        policies: mesh.insert_authorization(policy(key, Target::Namespace)),
+        places: false,
+    }
+}
+
 /// The mesh goes over to another version.
-fn change(discovery: &Discovery, version: &str, change: impl FnOnce(&mut Mesh) -> bool) {
+fn change(discovery: &Discovery, version: &str, change: impl FnOnce(&mut Mesh) -> Touched) {
     discovery.update(version, change);
 }
 
@@ -69,9 +77,13 @@ fn start() -> (Discovery, Rules) {
     change(&discovery, "1", |mesh| {
         mesh.insert_workload(workload(|_| {}));
         mesh.insert_service(service(vec![check(80), check(9), check(80)]));
-        mesh.insert_authorization(policy("shop/cart", labels("cart")))
-            | mesh.insert_authorization(policy("shop/pay", labels("pay")))
-            | mesh.insert_authorization(policy("bank/all", Target::Namespace))
+        mesh.insert_authorization(policy("shop/cart", labels("cart")));
+        mesh.insert_authorization(policy("shop/pay", labels("pay")));
+        mesh.insert_authorization(policy("bank/all", Target::Namespace));
+        Touched {
+            policies: true,
+            places: true,
+        }
     });
     let mut rules = Rules::default();
     assert!(rules.refresh(&discovery.view(), CART));
@@ -103,25 +115,21 @@ fn a_worker_is_told_again_only_when_it_is_something_else() {
             uid: "other".into(),
             ..workload(|w| w.enrolment = Enrolment::None)
         });
-        false
+        Touched::default()
     };
     change(&discovery, "2", other_pod);
     assert!(!rules.refresh(&discovery.view(), CART));
-    change(&discovery, "3", |mesh| {
-        mesh.insert_authorization(policy("bank/more", Target::Namespace))
-    });
+    change(&discovery, "3", |mesh| put(mesh, "bank/more"));
     assert!(
         !rules.refresh(&discovery.view(), CART),
         "another pod's policy"
     );
-    change(&discovery, "4", |mesh| {
-        mesh.insert_authorization(policy("shop/all", Target::Namespace))
-    });
+    change(&discovery, "4", |mesh| put(mesh, "shop/all"));
     assert!(rules.refresh(&discovery.view(), CART));
     assert!(!rules.refresh(&discovery.view(), CART));
     change(&discovery, "5", |mesh| {
         mesh.insert_service(service(Vec::new()));
-        false
+        Touched::default()
     });
     assert!(rules.refresh(&discovery.view(), CART));
     assert!(rules.message("5").unwrap().checks.is_empty());
@@ -132,33 +140,44 @@ fn a_level_is_another_policy_and_a_pod_that_is_gone_keeps_what_it_had() {
     let (discovery, mut rules) = start();
     change(&discovery, "2", |mesh| {
         mesh.insert_workload(workload(|w| w.enrolment = Enrolment::Audit));
-        false
+        Touched::default()
     });
     assert_eq!(rules.audit(), Some(false));
     assert!(rules.refresh(&discovery.view(), CART));
     assert_eq!(rules.audit(), Some(true));
     change(&discovery, "3", |mesh| {
         mesh.remove_workload(CART);
-        false
+        Touched::default()
     });
     assert!(!rules.refresh(&discovery.view(), CART));
     assert_eq!(rules.message("2").unwrap().authorizations.len(), 1);
 }
 
 #[test]
-fn the_kernel_is_told_once_and_again_when_the_level_changes() {
+fn the_kernels_policy_is_made_anew_only_where_it_can_be_another() {
     let (discovery, mut rules) = start();
     let first = rules.for_kernel(&discovery.view()).unwrap();
-    assert!(!first.1);
-    // What was not taken is offered again.
-    let again = rules.for_kernel(&discovery.view());
-    assert_eq!(again.as_ref(), Some(&first));
-    rules.in_kernel(first);
+    assert!(!first.audit);
     assert_eq!(rules.for_kernel(&discovery.view()), None);
+    // Neither health nor how endpoints are chosen matters to it.
     change(&discovery, "2", |mesh| {
-        mesh.insert_workload(workload(|w| w.enrolment = Enrolment::Audit));
-        false
+        mesh.insert_workload(workload(|w| w.health = Health::Unhealthy));
+        mesh.insert_service(service(Vec::new()));
+        Touched::default()
     });
     rules.refresh(&discovery.view(), CART);
-    assert!(rules.for_kernel(&discovery.view()).unwrap().1);
+    // Its checks are gone, so its own policy is another, but the places are the same.
+    assert_eq!(discovery.view().places, 1);
+    rules.for_kernel(&discovery.view());
+    change(&discovery, "3", |_| Touched {
+        places: true,
+        ..Touched::default()
+    });
+    assert!(rules.for_kernel(&discovery.view()).is_some());
+    change(&discovery, "4", |mesh| {
+        mesh.insert_workload(workload(|w| w.enrolment = Enrolment::Audit));
+        Touched::default()
+    });
+    rules.refresh(&discovery.view(), CART);
+    assert!(rules.for_kernel(&discovery.view()).unwrap().audit);
 }

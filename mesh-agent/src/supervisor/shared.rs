@@ -8,6 +8,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::config::Config;
 use super::control::Control;
 use super::discovery::Discovery;
+use super::kernel_rules::KernelRules;
 use super::pods::{PodKey, Records};
 use super::report::PodReport;
 use super::workers::Command;
@@ -26,6 +27,7 @@ pub(super) struct Shared {
     pub(super) records: Records,
     /// Some pod's report has changed.
     pub(super) news: Arc<Notify>,
+    pub(super) kernel: KernelRules,
     capture: Mutex<Capture>,
     pods: Mutex<BTreeMap<PodKey, PodHandle>>,
 }
@@ -56,6 +58,7 @@ impl Shared {
             control: Control::new(),
             records,
             news: Arc::default(),
+            kernel: KernelRules::default(),
             capture: Mutex::new(capture),
             pods: Mutex::default(),
         }

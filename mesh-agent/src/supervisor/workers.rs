@@ -280,9 +280,10 @@ impl PodTask {
         changes.mark_changed();
         loop {
             tokio::select! {
-                Ok(()) = changes.changed(), if self.rules.is_in_kernel() => {
-                    if let Err(why) = self.follow_discovery() {
-                        tracing::error!(pod = %self.record.key, why, "the kernel did not take the pod's policy; its next worker's start tries again");
+                Ok(()) = changes.changed(), if self.rules.are_in_use() => {
+                    let discovery = self.shared.discovery.clone();
+                    if let Some(view) = discovery.known() {
+                        self.follow_discovery(&view);
                     }
                 }
                 command = self.commands.recv() => match command {

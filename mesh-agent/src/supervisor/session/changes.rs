@@ -2,26 +2,19 @@
 //! destinations and sources that the worker has asked for.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use mesh_api::worker::change::Change;
 use mesh_api::worker::to_worker::Message as ForWorker;
 use mesh_api::worker::{ResolveDestination, ResolveSource};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::Session;
 use crate::supervisor::lookups::Lookups;
 use crate::supervisor::packets::batch;
 
-/// When a policy that the kernel refused is tried again.
-const KERNEL_RETRY: Duration = Duration::from_secs(1);
-
 /// What the worker knows.
 pub(super) struct Told {
     pub(super) changes: watch::Receiver<u64>,
-    /// When the kernel is to be told again what it refused.
-    pub(super) kernel_at: Option<Instant>,
     lookups: Lookups,
     /// Version that the policy sent last was made from; `None` before there is one.
     policy: Option<String>,
@@ -41,7 +34,6 @@ impl Told {
     pub(super) fn new(changes: watch::Receiver<u64>) -> Self {
         Self {
             changes,
-            kernel_at: None,
             lookups: Lookups::default(),
             policy: None,
             applied: false,
@@ -87,10 +79,8 @@ impl Session<'_> {
     pub(super) fn discovery_changed(&mut self) {
         let discovery = self.task.shared.discovery.clone();
         if let Some(view) = discovery.known() {
-            let uid = self.task.goal.uid.as_str();
-            self.told.policy_due |= self.task.rules.refresh(&view, uid);
+            self.told.policy_due |= self.task.follow_discovery(&view);
             drop(view);
-            self.update_kernel();
             self.tell_worker();
         }
     }
@@ -160,17 +150,5 @@ impl Session<'_> {
             }
             news
         });
-    }
-
-    /// Brings the kernel programs up to date; what they refuse is tried again.
-    pub(super) fn update_kernel(&mut self) {
-        self.told.kernel_at = match self.task.update_kernel() {
-            Ok(()) => None,
-            Err(why) => {
-                let pod = &self.task.record.key;
-                tracing::error!(%pod, why, "the kernel did not take the pod's policy; the one before stays, trying on");
-                Some(Instant::now() + KERNEL_RETRY)
-            }
-        };
     }
 }

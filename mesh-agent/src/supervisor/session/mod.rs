@@ -175,13 +175,7 @@ impl<'a> Session<'a> {
             let backlog = self.outbox.len() >= OUTBOX_LIMIT;
             let closed_until = self.budget.closed_until();
             let sign_at = self.sign_later.as_ref().map(|(at, _)| *at);
-            let wake = [
-                self.deadline,
-                self.enrol_at,
-                self.told.kernel_at,
-                sign_at,
-                closed_until,
-            ];
+            let wake = [self.deadline, self.enrol_at, sign_at, closed_until];
             let wake = wake.into_iter().flatten().min();
             let fault = tokio::select! {
                 biased;
@@ -232,9 +226,6 @@ impl<'a> Session<'a> {
         }
         if self.enrol_at.is_some_and(|at| at <= now) {
             self.enrol();
-        }
-        if self.told.kernel_at.is_some_and(|at| at <= now) {
-            self.update_kernel();
         }
         if let Some((_, csr)) = self.sign_later.take_if(|(at, _)| *at <= now) {
             self.sign(csr, now);

@@ -7,10 +7,11 @@ use mesh_api::policy::Policy;
 use mesh_api::workload::Address;
 use mesh_api::{ADDRESS_TYPE_URL, POLICY_TYPE_URL};
 use mesh_core::identity::TrustDomain;
-use mesh_core::model::Mesh;
+use mesh_core::model::{Mesh, Service, Workload};
 use prost::Message;
 
 use super::unreadable::{self, StandIn};
+use crate::supervisor::discovery::Touched;
 
 /// A type of resource, each with a subscription of its own on the one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,32 +92,58 @@ pub(in crate::supervisor) enum Change {
 }
 
 impl Change {
-    /// Makes the change; returns whether any policy is another now.
-    pub(in crate::supervisor) fn apply(self, mesh: &mut Mesh) -> bool {
+    /// Makes the change.
+    pub(in crate::supervisor) fn apply(self, mesh: &mut Mesh) -> Touched {
+        let policies = |policies| Touched {
+            policies,
+            places: false,
+        };
+        let places = |places| Touched {
+            policies: false,
+            places,
+        };
         match self {
-            Self::Put(entry) => {
-                match *entry {
-                    Entry::Workload(workload) => mesh.insert_workload(workload),
-                    Entry::Service(service) => mesh.insert_service(service),
-                };
-                false
-            }
-            Self::PutPolicy(entry) => match *entry {
-                PolicyEntry::Authorization(policy) => mesh.insert_authorization(policy),
-                PolicyEntry::Authentication(policy) => mesh.insert_authentication(policy),
+            Self::Put(entry) => match *entry {
+                Entry::Workload(workload) => places(put_workload(mesh, workload)),
+                Entry::Service(service) => places(put_service(mesh, service)),
             },
-            Self::RemoveWorkload(uid) => {
-                mesh.remove_workload(&uid);
-                false
-            }
-            Self::RemoveService(key) => {
-                mesh.remove_service(&key);
-                false
-            }
-            Self::RemoveAuthorization(key) => mesh.remove_authorization(&key).is_some(),
-            Self::RemoveAuthentication(key) => mesh.remove_authentication(&key).is_some(),
+            Self::PutPolicy(entry) => match *entry {
+                PolicyEntry::Authorization(policy) => policies(mesh.insert_authorization(policy)),
+                PolicyEntry::Authentication(policy) => policies(mesh.insert_authentication(policy)),
+            },
+            Self::RemoveWorkload(uid) => places(mesh.remove_workload(&uid).is_some()),
+            Self::RemoveService(key) => places(mesh.remove_service(&key).is_some()),
+            Self::RemoveAuthorization(key) => policies(mesh.remove_authorization(&key).is_some()),
+            Self::RemoveAuthentication(key) => policies(mesh.remove_authentication(&key).is_some()),
         }
     }
+}
+
+/// Whether more of it than health and locality is another now.
+fn put_workload(mesh: &mut Mesh, workload: Workload) -> bool {
+    let same = mesh.workload(&workload.uid).is_some_and(|old| {
+        workload
+            == Workload {
+                health: workload.health,
+                locality: workload.locality.clone(),
+                ..(**old).clone()
+            }
+    });
+    mesh.insert_workload(workload);
+    !same
+}
+
+/// Whether more of it than how endpoints are chosen is another now.
+fn put_service(mesh: &mut Mesh, service: Service) -> bool {
+    let same = mesh.service(&service.key).is_some_and(|old| {
+        service
+            == Service {
+                traffic: service.traffic.clone(),
+                ..(**old).clone()
+            }
+    });
+    mesh.insert_service(service);
+    !same
 }
 
 /// Puts in what was read.
