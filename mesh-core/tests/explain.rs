@@ -1,6 +1,8 @@
 //! Explanations: each kind of place and each kind of refusal, and that what is said to be
 //! missing is all that is missing.
 
+mod generated;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,6 +11,8 @@ use mesh_core::explain::{Destination, Explanation, Outcome, Question, Route, Sou
 use mesh_core::model::{Enrolment, Mesh, Service, Workload};
 use mesh_core::policy::{Action, AuthorizationPolicy, Direction, PeerTerm, Protocol, Rule, Target};
 use mesh_core::reason::Reason;
+use proptest::prelude::*;
+use proptest::sample::select;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -232,4 +236,58 @@ fn a_headless_service_leads_to_its_pods_at_the_dialled_port() {
         .map(|a| (a.address, a.port))
         .collect();
     assert_eq!(to, [(ip("10.0.0.2"), 80)]);
+}
+
+proptest! {
+    /// Whatever policies there are: the explanation is of one mind with itself, and what is said
+    /// to be missing is enough unless something is denied.
+    #[test]
+    fn what_is_missing_is_all_that_is_missing(
+        policies in generated::policies(6),
+        front in prop_oneof![Just(Enrolment::Enforce), Just(Enrolment::Audit), Just(Enrolment::None)],
+        source in select(vec!["10.0.0.1", "10.0.0.3", "192.0.2.1"]),
+        destination in prop_oneof![
+            select(vec!["10.0.0.2", "10.96.0.1", "10.0.0.3"]).prop_map(ip),
+            generated::address(),
+        ],
+        port in prop_oneof![Just(80), Just(8080)],
+        protocol in generated::protocol(),
+    ) {
+        let mut mesh = mesh(front);
+        for policy in policies {
+            mesh.insert_authorization(AuthorizationPolicy {
+                key: policy.key.replace("a/", "shop/").into(),
+                ..AuthorizationPolicy::clone(&policy)
+            });
+        }
+        let destination = destination.to_string();
+        let destination = destination.as_str();
+        for _ in 0..5 {
+            let explanation = ask(&mesh, source, destination, port, protocol);
+            let verdicts = explanation.attempts.iter().flat_map(|a| [&a.outbound, &a.inbound]);
+            let verdicts: Vec<_> = verdicts.flatten().collect();
+            let refused: Vec<_> = verdicts.iter().filter(|v| v.refused.is_some()).collect();
+            match explanation.outcome {
+                Outcome::Allowed => prop_assert!(refused.is_empty()),
+                Outcome::Audited => prop_assert!(refused.iter().all(|v| v.audited)),
+                Outcome::Refused(Reason::NoEndpoint) => prop_assert!(verdicts.is_empty()),
+                Outcome::Refused(reason) => {
+                    prop_assert!(refused.iter().any(|v| v.refused == Some(reason)));
+                }
+                Outcome::Partly => prop_assert!(!refused.is_empty()),
+            }
+            if explanation.kernel.is_some() {
+                prop_assert!(refused.iter().all(|v| v.refused == Some(Reason::PolicyDenied)));
+            }
+            let denied = refused.iter().any(|v| v.refused == Some(Reason::PolicyDenied));
+            if refused.is_empty() || denied {
+                return Ok(());
+            }
+            for missing in refused.iter().filter_map(|v| v.missing.as_ref()) {
+                mesh.insert_authorization(missing.authorization.clone());
+                missing.authentication.clone().map(|p| mesh.insert_authentication(p));
+            }
+        }
+        prop_assert!(false, "{}", ask(&mesh, source, destination, port, protocol));
+    }
 }

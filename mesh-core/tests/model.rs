@@ -2,9 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use mesh_core::identity::Identity;
 use mesh_core::model::{Enrolment, Mesh, Resolution, Service, Workload};
+use mesh_core::policy::{
+    Action, AuthenticationMode, AuthenticationPolicy, AuthorizationPolicy, Direction, Target,
+};
 use mesh_core::sharing::shared_identities;
 use proptest::prelude::*;
 
@@ -17,6 +21,10 @@ enum Operation {
     PutService(Service),
     RemoveWorkload(String),
     RemoveService(String),
+    PutPolicy(Arc<AuthorizationPolicy>),
+    RemovePolicy(String),
+    PutScope(Arc<AuthenticationPolicy>),
+    RemoveScope(String),
 }
 
 fn key(n: usize) -> String {
@@ -93,12 +101,35 @@ fn service() -> impl Strategy<Value = Service> {
         })
 }
 
+fn policy(n: usize, deny: bool) -> Arc<AuthorizationPolicy> {
+    Arc::new(AuthorizationPolicy {
+        key: format!("ns/p{n}").into(),
+        target: Target::Namespace,
+        direction: Direction::Inbound,
+        action: if deny { Action::Deny } else { Action::Allow },
+        rules: Vec::new(),
+    })
+}
+
+fn scope(n: usize, strict: bool) -> Arc<AuthenticationPolicy> {
+    Arc::new(AuthenticationPolicy {
+        key: format!("ns/p{n}").into(),
+        target: Target::Namespace,
+        mode: strict.then_some(AuthenticationMode::Strict),
+        ports: BTreeMap::new(),
+    })
+}
+
 fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
         4 => workload().prop_map(Operation::PutWorkload),
         2 => service().prop_map(Operation::PutService),
         1 => (0usize..4).prop_map(|n| Operation::RemoveWorkload(format!("c//v1/Pod/ns/w{n}"))),
         1 => (0usize..3).prop_map(|n| Operation::RemoveService(key(n))),
+        1 => (0usize..3, any::<bool>()).prop_map(|(n, deny)| Operation::PutPolicy(policy(n, deny))),
+        1 => (0usize..3).prop_map(|n| Operation::RemovePolicy(format!("ns/p{n}"))),
+        1 => (0usize..3, any::<bool>()).prop_map(|(n, strict)| Operation::PutScope(scope(n, strict))),
+        1 => (0usize..3).prop_map(|n| Operation::RemoveScope(format!("ns/p{n}"))),
     ]
 }
 
@@ -106,6 +137,8 @@ fn operation() -> impl Strategy<Value = Operation> {
 struct Naive {
     workloads: BTreeMap<String, Workload>,
     services: BTreeMap<String, Service>,
+    policies: BTreeMap<String, Arc<AuthorizationPolicy>>,
+    scopes: BTreeMap<String, Arc<AuthenticationPolicy>>,
 }
 
 impl Naive {
@@ -119,6 +152,12 @@ impl Naive {
             }
             Operation::RemoveWorkload(uid) => self.workloads.remove(&uid).is_some(),
             Operation::RemoveService(key) => self.services.remove(&key).is_some(),
+            Operation::PutPolicy(p) => {
+                self.policies.insert(p.key.to_string(), p.clone()) != Some(p)
+            }
+            Operation::RemovePolicy(key) => self.policies.remove(&key).is_some(),
+            Operation::PutScope(p) => self.scopes.insert(p.key.to_string(), p.clone()) != Some(p),
+            Operation::RemoveScope(key) => self.scopes.remove(&key).is_some(),
         }
     }
 
@@ -174,7 +213,7 @@ fn described(resolution: Resolution) -> (String, Vec<(String, IpAddr, u16)>) {
 
 proptest! {
     #[test]
-    fn the_model_resolves_as_the_naive_one_does(operations in prop::collection::vec(operation(), 1..30)) {
+    fn the_model_resolves_as_the_naive_one_does(operations in prop::collection::vec(operation(), 1..40)) {
         let (mut mesh, mut naive) = (Mesh::default(), Naive::default());
         for operation in operations {
             let changed = match operation.clone() {
@@ -182,6 +221,10 @@ proptest! {
                 Operation::PutService(s) => mesh.insert_service(s),
                 Operation::RemoveWorkload(uid) => mesh.remove_workload(&uid).is_some(),
                 Operation::RemoveService(key) => mesh.remove_service(&key).is_some(),
+                Operation::PutPolicy(p) => mesh.insert_authorization((*p).clone()),
+                Operation::RemovePolicy(key) => mesh.remove_authorization(&key).is_some(),
+                Operation::PutScope(p) => mesh.insert_authentication((*p).clone()),
+                Operation::RemoveScope(key) => mesh.remove_authentication(&key).is_some(),
             };
             prop_assert_eq!(changed, naive.apply(operation));
         }
@@ -197,6 +240,10 @@ proptest! {
         }
         let all: Vec<_> = mesh.workloads().map(|w| (**w).clone()).collect();
         prop_assert_eq!(all, naive.workloads.into_values().collect::<Vec<_>>());
+        let policies: Vec<_> = mesh.authorizations().cloned().collect();
+        prop_assert_eq!(policies, naive.policies.into_values().collect::<Vec<_>>());
+        let scopes: Vec<_> = mesh.authentications().cloned().collect();
+        prop_assert_eq!(scopes, naive.scopes.into_values().collect::<Vec<_>>());
     }
 
     #[test]

@@ -244,7 +244,9 @@ proptest! {
         call in generated_calls::call(),
     ) {
         let engine = PodPolicy::new(policies, scopes, Vec::new());
-        prop_assume!(!engine.needs_attributes(call.direction, call.member));
+        if engine.needs_attributes(call.direction, call.member) {
+            return Ok(());
+        }
         let asked = engine.decide(&call.flow());
         let unasked = Call {
             identity: call.identity.clone().filter(|_| call.member),

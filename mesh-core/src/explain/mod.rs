@@ -186,7 +186,7 @@ impl<'a> Context<'a> {
     fn new(mesh: &'a Mesh, question: &'a Question, resolvers: &'a [IpAddr]) -> Self {
         let source = match &question.source {
             Source::Workload(workload) => Some(workload.clone()),
-            Source::Address(address) => mesh.workload_at(*address).cloned(),
+            Source::Address(address) => mesh.workload_at(address.to_canonical()).cloned(),
         };
         let enrolled = source.as_ref().filter(|workload| workload.enrolled());
         let policy = enrolled.map(|w| PodPolicy::for_workload(mesh, w, resolvers.to_vec()));
@@ -310,7 +310,7 @@ impl<'a> Context<'a> {
     /// The address that the destination sees.
     fn source_address(&self, destination: IpAddr) -> IpAddr {
         match &self.question.source {
-            Source::Address(address) => *address,
+            Source::Address(address) => address.to_canonical(),
             Source::Workload(workload) => place::address_for(workload, destination)
                 .unwrap_or_else(|| place::unspecified(destination)),
         }

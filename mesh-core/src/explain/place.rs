@@ -73,7 +73,7 @@ pub(super) fn places(
 ) -> (Route, Vec<Place>) {
     let family = source.and_then(|workload| workload.addresses.first().copied());
     let dialled = match &question.destination {
-        Destination::Address(address) => Some(*address),
+        Destination::Address(address) => Some(address.to_canonical()),
         Destination::Service(service) => match of_family(&service.addresses, family) {
             None => return headless(mesh, service, question.port, family),
             some => some,
@@ -83,7 +83,7 @@ pub(super) fn places(
     let Some(dialled) = dialled else {
         return (Route::Workload, Vec::new());
     };
-    if source.is_some_and(|workload| workload.addresses.contains(&dialled)) || is_loopback(dialled)
+    if source.is_some_and(|workload| workload.addresses.contains(&dialled)) || dialled.is_loopback()
     {
         return (Route::Local, Vec::new());
     }
@@ -139,8 +139,4 @@ pub(super) fn unspecified(like: IpAddr) -> IpAddr {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     }
-}
-
-fn is_loopback(address: IpAddr) -> bool {
-    address.to_canonical().is_loopback()
 }

@@ -6,16 +6,16 @@
 //! only lead to candidates; each is compared in full, so a collision costs time and no more.
 
 use std::collections::{BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::net::IpAddr;
 use std::ops::Range;
 
-use ipnet::IpNet;
-
+use super::attributes::{
+    ANYTHING, AlreadyHashed, Attribute, attributes_of, bit, block_hash, each_attribute, finish, mix,
+};
 use super::blocks::Blocks;
 use super::clause::Condition;
 use super::{Direction, Peer, PortTerm, Protocol};
-use crate::identity::Identity;
 
 /// A clause to be filed: of several that match, the one with the lowest rank is found.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -279,48 +279,6 @@ impl<'a> Search<'a> {
     }
 }
 
-/// What a clause may be filed under.
-struct Attribute {
-    hash: u64,
-    block: Option<IpNet>,
-}
-
-/// The hash under which conditions without attributes are.
-const ANYTHING: u64 = 0x9ae1_6a3b_2f90_404f;
-
-fn attributes_of(condition: &Condition) -> Vec<Attribute> {
-    let identity = condition.identity.as_ref().map(identity_hash);
-    let namespace = condition.namespace.as_deref().map(|ns| text_hash(2, &[ns]));
-    let service = condition.service.as_deref().map(|key| text_hash(3, &[key]));
-    let labels = condition.labels.iter();
-    let labels = labels.map(|(key, value)| text_hash(4, &[key, value]));
-    let named = identity
-        .into_iter()
-        .chain(namespace)
-        .chain(service)
-        .chain(labels);
-    let named = named.map(|hash| Attribute { hash, block: None });
-    let block = condition.cidr.map(|block| Attribute {
-        hash: block_hash(block),
-        block: Some(block),
-    });
-    named.chain(block).collect()
-}
-
-/// The hashes that [`attributes_of`] has for what the peer has, but for blocks.
-fn each_attribute(peer: &Peer<'_>, mut visit: impl FnMut(u64)) {
-    if let Some(id) = peer.identity {
-        visit(identity_hash(id));
-        visit(text_hash(2, &[id.namespace()]));
-    }
-    for key in peer.services {
-        visit(text_hash(3, &[key]));
-    }
-    for (key, value) in peer.labels {
-        visit(text_hash(4, &[key, value]));
-    }
-}
-
 fn bucket(hash: u64, direction: Direction, term: PortTerm) -> u64 {
     let port = term.port.map_or(1 << 16, u64::from);
     let protocol = u64::from(term.protocol == Protocol::Udp) << 17;
@@ -328,70 +286,6 @@ fn bucket(hash: u64, direction: Direction, term: PortTerm) -> u64 {
     finish(mix(hash, port | protocol | direction))
 }
 
-fn bit(hash: u64) -> u64 {
-    1 << (hash >> 58)
-}
-
-fn block_hash(block: IpNet) -> u64 {
-    let (family, bits) = match block.addr() {
-        IpAddr::V4(v4) => (5, u128::from(v4.to_bits())),
-        IpAddr::V6(v6) => (6, v6.to_bits()),
-    };
-    let hash = bytes_hash(family, &bits.to_le_bytes());
-    finish(mix(hash, block.prefix_len().into()))
-}
-
-fn identity_hash(id: &Identity) -> u64 {
-    let domain = id.trust_domain().as_str();
-    text_hash(1, &[domain, id.namespace(), id.service_account()])
-}
-
-fn text_hash(kind: u64, texts: &[&str]) -> u64 {
-    let hash = |hash, text: &&str| bytes_hash(hash, text.as_bytes());
-    finish(texts.iter().fold(kind, hash))
-}
-
-fn bytes_hash(hash: u64, bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<8>();
-    // The length keeps ("a", "bc") apart from ("ab", "c").
-    let hash = mix(hash, bytes.len() as u64);
-    let word = |hash, word: &[u8; 8]| mix(hash, u64::from_le_bytes(*word));
-    let hash = words.iter().fold(hash, word);
-    // The last eight bytes once more are quicker than those that are left, one by one.
-    match bytes.last_chunk::<8>() {
-        Some(last) => word(hash, last),
-        None => mix(hash, rest.iter().fold(0, |w, b| w << 8 | u64::from(*b))),
-    }
-}
-
-fn mix(hash: u64, word: u64) -> u64 {
-    (hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95)
-}
-
-/// Spreads what differs over all bits.
-fn finish(hash: u64) -> u64 {
-    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    hash ^ (hash >> 33)
-}
-
 fn u32_of(count: usize) -> u32 {
     u32::try_from(count).expect("fewer than 2^32 clauses")
-}
-
-/// For keys that are hashes themselves.
-#[derive(Clone, Debug, Default)]
-struct AlreadyHashed(u64);
-
-impl Hasher for AlreadyHashed {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = bytes_hash(self.0, bytes);
-    }
 }

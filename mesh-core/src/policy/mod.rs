@@ -4,6 +4,7 @@
 //! DENY comes before ALLOW, and what no rule allows is refused, in both directions: outbound at
 //! the source's worker, inbound at the destination's.
 
+mod attributes;
 mod authentication;
 mod blocks;
 mod clause;

@@ -12,12 +12,11 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::super::blocks::Blocks;
 use super::super::clause::{Condition, clauses};
 use super::super::{Labels, PORT_DNS, Peer, PodPolicy};
+use super::attributed::Attributed;
+use super::layout::{Layout, mapped, takes_away};
 use super::said::{Ports, Said};
-use super::{
-    KernelClass, KernelPolicy, KernelVerdict, MAX_PREFIXES, MAX_VERDICTS, Verdicts, verdict,
-};
-use crate::identity::Identity;
-use crate::model::{Mesh, Resolution, Service, ServiceKey, Workload};
+use super::{KernelClass, KernelPolicy, KernelVerdict, MAX_PREFIXES, Verdicts, verdict};
+use crate::model::{Mesh, Resolution, Service, Workload};
 
 pub(super) struct Compiler<'a> {
     mesh: &'a Mesh,
@@ -231,131 +230,6 @@ impl<'a> Compiler<'a> {
         KernelPolicy {
             prefixes: entries.take(MAX_PREFIXES).collect(),
             left_out: 0,
-        }
-    }
-}
-
-/// Whether without `own` more would pass, or more would be refused, than policy says.
-fn takes_away(own: &Verdicts, around: &Verdicts) -> bool {
-    let mut keys = own.keys().chain(around.keys());
-    keys.any(|&(class, port)| {
-        let given = verdict(around, class, port);
-        given.is_some() && given != verdict(own, class, port)
-    })
-}
-
-fn mapped(block: IpNet) -> Ipv6Net {
-    match block {
-        IpNet::V4(v4) => Ipv6Net::new_assert(v4.addr().to_ipv6_mapped(), 96 + v4.prefix_len()),
-        IpNet::V6(v6) => v6,
-    }
-}
-
-#[derive(Default)]
-struct Layout {
-    /// Without one of these the rest would say something else.
-    required: BTreeMap<Ipv6Net, Verdicts>,
-    /// Each says something more, and nothing else rests on it.
-    optional: BTreeMap<Ipv6Net, Verdicts>,
-}
-
-impl Layout {
-    fn len(&self) -> usize {
-        self.required.len() + self.optional.len()
-    }
-
-    /// A family of which nothing is said needs a block only inside one of which something is.
-    fn without_empty_wholes(mut self) -> Self {
-        for whole in [Ipv6Net::default(), mapped(Ipv4Net::default().into())] {
-            let around = |block: &Ipv6Net| *block != whole && block.contains(&whole);
-            let said = self.required.get(&whole).is_some_and(|v| !v.is_empty());
-            if !said && !self.required.keys().any(around) {
-                self.required.remove(&whole);
-            }
-        }
-        self
-    }
-
-    /// What must be there, and as much of the rest as there is room for.
-    fn fit(&self) -> Option<KernelPolicy> {
-        let verdicts: usize = self.required.values().map(BTreeMap::len).sum();
-        let mut room = MAX_VERDICTS.checked_sub(verdicts)?;
-        let blocks = MAX_PREFIXES.checked_sub(self.required.len())?;
-        let more = self
-            .optional
-            .iter()
-            .take(blocks)
-            .take_while(|(_, verdicts)| {
-                let left = room.checked_sub(verdicts.len());
-                room = left.unwrap_or(0);
-                left.is_some()
-            });
-        let more: Vec<_> = more.map(|(b, verdicts)| (*b, verdicts.clone())).collect();
-        let left_out = self.optional.len() - more.len();
-        let mut prefixes = self.required.clone();
-        prefixes.extend(more);
-        Some(KernelPolicy { prefixes, left_out })
-    }
-}
-
-/// Terms by one of the attributes they ask for.
-#[derive(Default)]
-struct Attributed(HashMap<Attribute, Vec<(Condition, Said)>>);
-
-#[derive(PartialEq, Eq, Hash)]
-enum Attribute {
-    Identity(Identity),
-    Service(ServiceKey),
-    Label(String, String),
-    Namespace(String),
-}
-
-impl Attributed {
-    fn new(terms: Vec<(Condition, Said)>) -> Self {
-        let mut all = Self::default();
-        for (condition, said) in terms {
-            let label = condition.labels.first_key_value();
-            let label = label.map(|(key, value)| Attribute::Label(key.clone(), value.clone()));
-            let namespace = condition.namespace.as_deref().map(str::to_owned);
-            let identity = condition.identity.clone().map(Attribute::Identity);
-            let attribute = identity
-                .or(condition.service.clone().map(Attribute::Service))
-                .or(label)
-                .or(namespace.map(Attribute::Namespace));
-            // A term without any of these is by address.
-            if let Some(attribute) = attribute {
-                all.0.entry(attribute).or_default().push((condition, said));
-            }
-        }
-        all
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// What is said of a peer.
-    fn each(&self, peer: &Peer<'_>, mut visit: impl FnMut(&Said)) {
-        if self.is_empty() {
-            return;
-        }
-        let namespace = peer.identity.map(|id| id.namespace().to_owned());
-        let services = peer.services.iter().cloned().map(Attribute::Service);
-        let labels = peer.labels.iter();
-        let labels = labels.map(|(key, value)| Attribute::Label(key.clone(), value.clone()));
-        let identity = peer.identity.cloned().map(Attribute::Identity);
-        let attributes = identity
-            .into_iter()
-            .chain(namespace.map(Attribute::Namespace))
-            .chain(services.collect::<Vec<_>>())
-            .chain(labels);
-        for term in attributes
-            .filter_map(|attribute| self.0.get(&attribute))
-            .flatten()
-        {
-            if term.0.holds(peer, peer.address) {
-                visit(&term.1);
-            }
         }
     }
 }

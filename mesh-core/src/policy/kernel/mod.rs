@@ -1,7 +1,9 @@
 //! What the kernel programs decide of a pod's policy: denials that hold whatever a worker would
 //! find out, and UDP, which no worker carries.
 
+mod attributed;
 mod compile;
+mod layout;
 mod said;
 
 use std::collections::BTreeMap;
