@@ -3,38 +3,25 @@
 use std::collections::HashMap;
 
 use super::super::Peer;
+use super::super::attributes::{attributes_of, each_attribute};
 use super::super::clause::Condition;
 use super::said::Said;
-use crate::identity::Identity;
-use crate::model::ServiceKey;
 
-/// Terms by one of the attributes they ask for.
+/// Terms by the hash of the rarest attribute they ask for.
 #[derive(Default)]
-pub(super) struct Attributed(HashMap<Attribute, Vec<(Condition, Said)>>);
-
-#[derive(PartialEq, Eq, Hash)]
-enum Attribute {
-    Identity(Identity),
-    Service(ServiceKey),
-    Label(String, String),
-    Namespace(String),
-}
+pub(super) struct Attributed(HashMap<u64, Vec<(Condition, Said)>>);
 
 impl Attributed {
     pub(super) fn new(terms: Vec<(Condition, Said)>) -> Self {
+        let mut crowds: HashMap<u64, u32> = HashMap::new();
+        for hash in terms.iter().flat_map(|(condition, _)| named(condition)) {
+            *crowds.entry(hash).or_default() += 1;
+        }
         let mut all = Self::default();
         for (condition, said) in terms {
-            let label = condition.labels.first_key_value();
-            let label = label.map(|(key, value)| Attribute::Label(key.clone(), value.clone()));
-            let namespace = condition.namespace.as_deref().map(str::to_owned);
-            let identity = condition.identity.clone().map(Attribute::Identity);
-            let attribute = identity
-                .or(condition.service.clone().map(Attribute::Service))
-                .or(label)
-                .or(namespace.map(Attribute::Namespace));
-            // A term without any of these is by address.
-            if let Some(attribute) = attribute {
-                all.0.entry(attribute).or_default().push((condition, said));
+            // A term that asks for no more than a block is none of these.
+            if let Some(rarest) = named(&condition).min_by_key(|hash| crowds[hash]) {
+                all.0.entry(rarest).or_default().push((condition, said));
             }
         }
         all
@@ -49,23 +36,18 @@ impl Attributed {
         if self.is_empty() {
             return;
         }
-        let namespace = peer.identity.map(|id| id.namespace().to_owned());
-        let services = peer.services.iter().cloned().map(Attribute::Service);
-        let labels = peer.labels.iter();
-        let labels = labels.map(|(key, value)| Attribute::Label(key.clone(), value.clone()));
-        let identity = peer.identity.cloned().map(Attribute::Identity);
-        let attributes = identity
-            .into_iter()
-            .chain(namespace.map(Attribute::Namespace))
-            .chain(services.collect::<Vec<_>>())
-            .chain(labels);
-        for term in attributes
-            .filter_map(|attribute| self.0.get(&attribute))
-            .flatten()
-        {
-            if term.0.holds(peer, peer.address) {
-                visit(&term.1);
+        each_attribute(peer, |hash| {
+            for (condition, said) in self.0.get(&hash).into_iter().flatten() {
+                if condition.holds(peer, peer.address) {
+                    visit(said);
+                }
             }
-        }
+        });
     }
+}
+
+/// Hashes of what a condition asks for beside a block.
+fn named(condition: &Condition) -> impl Iterator<Item = u64> {
+    let attributes = attributes_of(condition).into_iter();
+    attributes.filter(|a| a.block.is_none()).map(|a| a.hash)
 }

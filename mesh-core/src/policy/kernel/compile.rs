@@ -4,6 +4,7 @@
 //! around it too. Addresses of which discovery knows more are worked out one by one, and have
 //! an entry of their own where it differs from their block's.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
@@ -16,7 +17,7 @@ use super::attributed::Attributed;
 use super::layout::{Layout, mapped, takes_away};
 use super::said::{Ports, Said};
 use super::{KernelClass, KernelPolicy, KernelVerdict, MAX_PREFIXES, Verdicts, verdict};
-use crate::model::{Mesh, Resolution, Service, Workload};
+use crate::model::{Endpoint, Mesh, Resolution, Service, Workload};
 
 pub(super) struct Compiler<'a> {
     mesh: &'a Mesh,
@@ -98,8 +99,7 @@ impl<'a> Compiler<'a> {
         if !self.attributed.is_empty() {
             for workload in self.mesh.workloads() {
                 for &address in &workload.addresses {
-                    let owner = self.mesh.workload_at(address);
-                    if owner.is_some_and(|owner| owner.uid == workload.uid) {
+                    if self.owns(workload, address) {
                         hosts.insert(address.to_canonical(), self.of_workload(workload, address));
                     }
                 }
@@ -112,12 +112,35 @@ impl<'a> Compiler<'a> {
                 for &address in &service.addresses {
                     let owner = self.mesh.service_at(address);
                     if owner.is_some_and(|owner| owner.key == service.key) {
-                        hosts.insert(address.to_canonical(), self.of_service(service, address));
+                        let said = self.of_service(service, address, &hosts);
+                        hosts.insert(address.to_canonical(), said);
                     }
                 }
             }
         }
         hosts
+    }
+
+    fn owns(&self, workload: &Workload, address: IpAddr) -> bool {
+        let owner = self.mesh.workload_at(address);
+        owner.is_some_and(|owner| owner.uid == workload.uid)
+    }
+
+    /// What is said of an endpoint, by what `hosts` has of workloads.
+    fn of_endpoint<'s>(
+        &'s self,
+        endpoint: &Endpoint,
+        hosts: &'s BTreeMap<IpAddr, Said>,
+    ) -> Cow<'s, Said> {
+        let address = endpoint.address.to_canonical();
+        let known = match self.attributed.is_empty() {
+            true => self.of_address(address),
+            false => hosts
+                .get(&address)
+                .filter(|_| self.owns(&endpoint.workload, endpoint.address)),
+        };
+        let anew = || Cow::Owned(self.of_workload(&endpoint.workload, endpoint.address));
+        known.map_or_else(anew, Cow::Borrowed)
     }
 
     fn of_workload(&self, workload: &Workload, address: IpAddr) -> Said {
@@ -133,7 +156,12 @@ impl<'a> Compiler<'a> {
 
     /// TCP to a virtual address goes to an endpoint; UDP is to the address itself, but what may
     /// not go to an endpoint may not go there by way of the service.
-    fn of_service(&self, service: &Service, address: IpAddr) -> Said {
+    fn of_service(
+        &self,
+        service: &Service,
+        address: IpAddr,
+        hosts: &BTreeMap<IpAddr, Said>,
+    ) -> Said {
         let peer = Peer {
             address: address.to_canonical(),
             member: false,
@@ -161,7 +189,7 @@ impl<'a> Compiler<'a> {
                 continue;
             };
             let mut denied = endpoints.iter().map(|endpoint| {
-                let said = self.of_workload(&endpoint.workload, endpoint.address);
+                let said = self.of_endpoint(endpoint, hosts);
                 (
                     said.tcp_denied.has(endpoint.port),
                     said.udp_out.deny.has(endpoint.port),
@@ -180,12 +208,15 @@ impl<'a> Compiler<'a> {
     }
 
     fn of_peer(&self, peer: &Peer<'_>) -> Said {
-        let block = self.blocks.holding(peer.address).next();
-        let mut said = block
-            .map(|block| self.said[block].clone())
-            .unwrap_or_default();
+        let mut said = self.of_address(peer.address).cloned().unwrap_or_default();
         self.attributed.each(peer, |one| said.merge(one));
         said
+    }
+
+    /// What is said of all at an address.
+    fn of_address(&self, address: IpAddr) -> Option<&Said> {
+        let block = self.blocks.holding(address).next();
+        block.map(|block| &self.said[block])
     }
 
     fn layout(&self, hosts: &BTreeMap<IpAddr, Said>) -> Layout {
@@ -220,8 +251,7 @@ impl<'a> Compiler<'a> {
     fn dns_alone(&self, hosts: &BTreeMap<IpAddr, Said>) -> KernelPolicy {
         let dns = (KernelClass::UdpOut, PORT_DNS);
         let open = self.resolvers.iter().filter(|address| {
-            let block = self.blocks.holding(**address).next();
-            let said = hosts.get(*address).or(block.map(|block| &self.said[block]));
+            let said = hosts.get(*address).or_else(|| self.of_address(**address));
             let verdicts = said.map(Said::verdicts).unwrap_or_default();
             verdict(&verdicts, dns.0, dns.1) == Some(KernelVerdict::Allow)
         });
