@@ -1,7 +1,8 @@
 //! Wire formats of Nodemesh, compiled from `proto/`: delta xDS with the WDS schema,
-//! certificate signing, node join, and the supervisor↔worker protocol.
+//! certificate signing, node join, the supervisor↔worker protocol, and control's admin socket.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod convert;
 
 /// Delta aggregated discovery.

@@ -22,10 +22,12 @@ pub enum Event {
     CallerRefused,
     /// A node did not take a discovery response.
     DiscoveryRefused,
+    /// A node reported too often; recorded once a second.
+    ReportRefused,
 }
 
 impl Event {
-    const COUNT: usize = 8;
+    const COUNT: usize = 9;
 
     /// The stable name in the log.
     #[must_use]
@@ -39,6 +41,7 @@ impl Event {
             Self::WorkloadRefused => "workload_refused",
             Self::CallerRefused => "caller_refused",
             Self::DiscoveryRefused => "discovery_refused",
+            Self::ReportRefused => "report_refused",
         }
     }
 

@@ -1,16 +1,15 @@
 //! Options: raw from the command line, validated in one place, all mistakes reported at once.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use mesh_core::identity::{NodeIdentity, TrustDomain};
-use tokio::sync::watch;
 
 use crate::ca::{Authority, SignerFiles};
-use crate::registry::Directory;
+use crate::registry::Registry;
 use crate::sources::manifests::Watcher;
 use crate::tokens::TokenStore;
 
@@ -32,7 +31,7 @@ pub struct RunOptions {
     /// Changes are followed; a change with mistakes is logged and the last good state stays
     #[arg(long, value_name = "DIR")]
     pub manifests: PathBuf,
-    /// Folder for the component's own state (join tokens); made with mode 0700
+    /// Folder for the component's own state (join tokens, admin socket); made with mode 0700
     #[arg(long, value_name = "DIR")]
     pub state_dir: PathBuf,
     /// SPIFFE trust domain, such as cluster.local
@@ -50,6 +49,11 @@ pub struct RunOptions {
     /// Address and port to serve on, such as 10.0.0.1:15012
     #[arg(long, value_name = "IP:PORT")]
     pub listen: String,
+    /// DNS resolver that pods may ask whatever policy says, as the nodes' agents are told with
+    /// the same option; `meshctl why` counts on it. The service kube-system/kube-dns and its
+    /// endpoints are known. May be given several times
+    #[arg(long, value_name = "IP")]
+    pub resolver: Vec<IpAddr>,
     /// How the log is written
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -92,8 +96,12 @@ pub struct RunConfig {
     pub tokens: TokenStore,
     /// Follows the manifests.
     pub watcher: Watcher,
+    /// The folder of the admin socket.
+    pub state_dir: PathBuf,
+    /// DNS resolvers beside the model's.
+    pub resolvers: Vec<IpAddr>,
     /// The state of the mesh.
-    pub directory: watch::Receiver<Arc<Directory>>,
+    pub registry: Arc<Registry>,
 }
 
 impl RunConfig {
@@ -143,13 +151,15 @@ impl RunConfig {
             }
         }
         match (trust_domain, listen, tokens, authority, manifests) {
-            (Some(_), Some(listen), Some(tokens), Some(authority), Some((watcher, directory))) => {
+            (Some(_), Some(listen), Some(tokens), Some(authority), Some((watcher, registry))) => {
                 Ok(Self {
                     listen,
                     authority: Arc::new(authority),
                     tokens,
                     watcher,
-                    directory,
+                    state_dir: options.state_dir.clone(),
+                    resolvers: options.resolver.clone(),
+                    registry,
                 })
             }
             _ => Err(Mistakes(mistakes)),

@@ -1,6 +1,7 @@
 //! The control component: certificate authority, discovery, and the sources they draw on.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod audit;
 pub mod ca;
 pub mod config;

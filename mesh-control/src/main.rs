@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use mesh_control::admin::{self, Admin};
 use mesh_control::audit::Audit;
 use mesh_control::config::{LogFormat, Mistakes, RunConfig, RunOptions, TokenConfig, TokenOptions};
 use mesh_control::server::{Server, listen};
@@ -158,12 +159,21 @@ async fn serve(config: RunConfig) -> anyhow::Result<()> {
         signer_not_after_s = config.authority.not_after_s(),
         "serving"
     );
+    let admin = admin::listen(&config.state_dir).with_context(|| {
+        let folder = config.state_dir.display();
+        format!("making the admin socket in {folder}")
+    })?;
+    let answers = Arc::new(Admin {
+        registry: config.registry.clone(),
+        resolvers: config.resolvers,
+    });
+    tokio::spawn(admin::serve(admin, answers));
     tokio::spawn(config.watcher.run());
     tokio::spawn(purge(config.tokens.clone()));
     let server = Server {
         authority: config.authority,
         tokens: config.tokens,
-        directory: config.directory,
+        registry: config.registry,
         audit: Arc::new(Audit::default()),
     };
     server.serve(listener, stopping).await

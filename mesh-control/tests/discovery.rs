@@ -5,87 +5,20 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use mesh_api::ads::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use mesh_api::POLICY_TYPE_URL;
 use mesh_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Status as Nack};
 use mesh_api::convert::Entry;
 use mesh_api::convert::policy::PolicyEntry;
 use mesh_api::policy::Policy;
-use mesh_api::workload::Address;
-use mesh_api::{ADDRESS_TYPE_URL, POLICY_TYPE_URL};
 use mesh_control::audit::Event;
+use support::subscriber::{Subscriber, entry, names, subscribe, subscribe_policies};
 use support::{Control, MANIFESTS, assert_refused};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
+use tonic::Code;
 
 const CART_POD: &str = "Kubernetes//v1/Pod/shop/cart-1";
 const WEB_POD: &str = "Kubernetes//v1/Pod/shop/web-1";
 const OLD_POD: &str = "Kubernetes//v1/Pod/legacy/old-1";
 const CART_SERVICE: &str = "shop/cart.shop.svc.cluster.local";
-
-/// How long a push may take before its test fails.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-struct Subscriber {
-    requests: mpsc::Sender<DeltaDiscoveryRequest>,
-    responses: Streaming<DeltaDiscoveryResponse>,
-}
-
-fn subscribe(names: &[&str]) -> DeltaDiscoveryRequest {
-    DeltaDiscoveryRequest {
-        type_url: ADDRESS_TYPE_URL.to_owned(),
-        resource_names_subscribe: names.iter().map(|n| (*n).to_owned()).collect(),
-        ..Default::default()
-    }
-}
-
-impl Subscriber {
-    async fn open(node: &Channel, first: DeltaDiscoveryRequest) -> Self {
-        let (requests, receiver) = mpsc::channel(4);
-        requests.send(first).await.unwrap();
-        let mut client = AggregatedDiscoveryServiceClient::new(node.clone());
-        let responses = client
-            .delta_aggregated_resources(ReceiverStream::new(receiver))
-            .await
-            .unwrap()
-            .into_inner();
-        Self {
-            requests,
-            responses,
-        }
-    }
-
-    /// The next response, acknowledged.
-    async fn next(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
-        let message = tokio::time::timeout(PATIENCE, self.responses.message());
-        let message = message.await.expect("something within the patience");
-        let response = message?.expect("the stream goes on");
-        assert!(!response.nonce.is_empty());
-        let ack = DeltaDiscoveryRequest {
-            type_url: response.type_url.clone(),
-            response_nonce: response.nonce.clone(),
-            ..Default::default()
-        };
-        self.requests.send(ack).await.unwrap();
-        Ok(response)
-    }
-
-    async fn send(&self, request: DeltaDiscoveryRequest) {
-        self.requests.send(request).await.unwrap();
-    }
-}
-
-fn subscribe_policies() -> DeltaDiscoveryRequest {
-    DeltaDiscoveryRequest {
-        type_url: POLICY_TYPE_URL.to_owned(),
-        ..subscribe(&["*"])
-    }
-}
-
-fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
-    response.resources.iter().map(|r| r.name.as_str()).collect()
-}
 
 fn versions(response: &DeltaDiscoveryResponse) -> BTreeMap<String, String> {
     let pairs = response
@@ -93,14 +26,6 @@ fn versions(response: &DeltaDiscoveryResponse) -> BTreeMap<String, String> {
         .iter()
         .map(|r| (r.name.clone(), r.version.clone()));
     pairs.collect()
-}
-
-fn entry(response: &DeltaDiscoveryResponse, name: &str) -> Entry {
-    let resource = response.resources.iter().find(|r| r.name == name).unwrap();
-    let any = resource.resource.as_ref().unwrap();
-    assert_eq!(any.type_url, ADDRESS_TYPE_URL);
-    let address: Address = prost::Message::decode(any.value.as_slice()).unwrap();
-    Entry::from_wire(&address, &"other".parse().unwrap()).unwrap()
 }
 
 #[tokio::test]

@@ -1,15 +1,19 @@
 //! From sources' objects to the one model of the mesh, and from the model to what discovery
 //! sends.
 
+mod live;
+mod report;
 mod resource;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use mesh_api::convert::policy::PolicyEntry;
-use mesh_core::model::Mesh;
+use mesh_core::model::{Mesh, Workload};
 use mesh_core::policy::{AuthenticationPolicy, AuthorizationPolicy};
 
+pub use live::Registry;
+pub use report::TooManyReports;
 pub use resource::{Resource, ResourceType};
 
 /// Id of the cluster in workloads' ids.
@@ -77,6 +81,17 @@ impl Directory {
         let policies = authorizations.chain(authentications);
         let policies = Index::new(policies.map(|entry| Resource::policy(&entry)));
         Self::of(mesh, addresses, policies)
+    }
+
+    /// The same with other contents of some workloads, whose addresses are as before.
+    fn with_workloads(&self, workloads: Vec<Workload>) -> Self {
+        let mut mesh = self.mesh.clone();
+        let mut addresses = self.addresses.clone();
+        for workload in workloads {
+            addresses.insert(Resource::workload(&workload));
+            mesh.insert_workload(workload);
+        }
+        Self::of(mesh, addresses, self.policies.clone())
     }
 
     fn of(mesh: Mesh, addresses: Index, policies: Index) -> Self {

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::audit::Audit;
 use crate::ca::{Authority, Issued};
-use crate::registry::Directory;
+use crate::registry::Registry;
 use crate::tokens::TokenStore;
 use crate::xds::Discovery;
 use caller::Gate;
@@ -27,6 +27,8 @@ use tls::OwnCertificate;
 
 /// Largest request of a node that is not a discovery request, in bytes.
 const MAX_REQUEST_LEN: usize = 64 * 1024;
+/// Largest report of a node, in bytes: room for some 500 pods.
+const MAX_REPORT_LEN: usize = 256 * 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Calls at a time on one connection.
@@ -42,8 +44,8 @@ pub struct Server {
     pub authority: Arc<Authority>,
     /// The join tokens.
     pub tokens: TokenStore,
-    /// The state of the mesh, as the sources keep it.
-    pub directory: watch::Receiver<Arc<Directory>>,
+    /// The state of the mesh.
+    pub registry: Arc<Registry>,
     /// Where refusals and grants are recorded.
     pub audit: Arc<Audit>,
 }
@@ -96,17 +98,18 @@ impl Server {
             gate: gate.clone(),
             authority: self.authority.clone(),
             tokens: self.tokens,
+            registry: self.registry.clone(),
             audit: self.audit.clone(),
         };
         let signing = signing::Signing {
             gate: gate.clone(),
             authority: self.authority,
-            directory: self.directory.clone(),
+            directory: self.registry.subscribe(),
             audit: self.audit.clone(),
         };
         let discovery = Discovery {
             gate,
-            directory: self.directory,
+            directory: self.registry.subscribe(),
             audit: self.audit,
             stopping: stopping.clone(),
         };
@@ -114,7 +117,7 @@ impl Server {
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(MAX_STREAMS)
-            .add_service(NodeServiceServer::new(nodes).max_decoding_message_size(MAX_REQUEST_LEN))
+            .add_service(NodeServiceServer::new(nodes).max_decoding_message_size(MAX_REPORT_LEN))
             .add_service(
                 IstioCertificateServiceServer::new(signing)
                     .max_decoding_message_size(MAX_REQUEST_LEN),

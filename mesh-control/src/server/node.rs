@@ -1,6 +1,7 @@
-//! How a node joins and renews.
+//! How a node joins, renews, and tells of its pods.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use mesh_api::node::node_service_server::NodeService;
 use mesh_api::node::{JoinRequest, NodeCertificate, NodeReport, RenewRequest, ReportReceipt};
@@ -10,16 +11,19 @@ use tonic::{Request, Response, Status};
 use super::caller::Gate;
 use crate::audit::{Audit, Event};
 use crate::ca::{Authority, IssueFault, RequestedKey};
+use crate::registry::Registry;
 use crate::tokens::{TokenFault, TokenStore};
 
 /// The node service.
 pub(super) struct Nodes {
-    /// Who may renew.
+    /// Who may renew and report.
     pub(super) gate: Arc<Gate>,
     /// Who signs.
     pub(super) authority: Arc<Authority>,
     /// The join tokens.
     pub(super) tokens: TokenStore,
+    /// Where reports go.
+    pub(super) registry: Arc<Registry>,
     /// Where everything is recorded.
     pub(super) audit: Arc<Audit>,
 }
@@ -119,7 +123,17 @@ impl NodeService for Nodes {
         &self,
         request: Request<NodeReport>,
     ) -> Result<Response<ReportReceipt>, Status> {
-        let _caller = self.gate.node(&request)?;
+        let caller = self.gate.node(&request)?;
+        let node = caller.identity.node();
+        self.registry
+            .report(node, request.get_ref(), Instant::now())
+            .map_err(|refused| {
+                if refused.first {
+                    self.audit
+                        .record(Event::ReportRefused, node, "report", refused);
+                }
+                Status::resource_exhausted(refused.to_string())
+            })?;
         Ok(Response::new(ReportReceipt {}))
     }
 }

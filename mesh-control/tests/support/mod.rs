@@ -7,6 +7,7 @@
 )]
 
 pub mod pki;
+pub mod subscriber;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use mesh_api::node::node_service_client::NodeServiceClient;
 use mesh_api::node::{JoinRequest, NodeCertificate};
 use mesh_control::audit::Audit;
 use mesh_control::ca::{Authority, SignerFiles};
+use mesh_control::registry::Registry;
 use mesh_control::server::{Server, listen};
 use mesh_control::sources::manifests::Watcher;
 use mesh_control::tokens::TokenStore;
@@ -80,6 +82,7 @@ pub struct Control {
     pub tokens: TokenStore,
     pub state_dir: PathBuf,
     pub audit: Arc<Audit>,
+    pub registry: Arc<Registry>,
     address: SocketAddr,
     stop: watch::Sender<bool>,
     served: tokio::task::JoinHandle<anyhow::Result<()>>,
@@ -114,7 +117,7 @@ impl Control {
         let authority = Authority::load(&files, &domain, mesh_control::now_s()).unwrap();
         let state_dir = pki.path("state");
         let tokens = TokenStore::open(&state_dir).unwrap();
-        let (watcher, directory) = Watcher::start(&folder, &domain).unwrap();
+        let (watcher, registry) = Watcher::start(&folder, &domain).unwrap();
         tokio::spawn(watcher.run());
         let audit = Arc::new(Audit::default());
         let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -122,7 +125,7 @@ impl Control {
         let server = Server {
             authority: Arc::new(authority),
             tokens: tokens.clone(),
-            directory,
+            registry: registry.clone(),
             audit: audit.clone(),
         };
         let (stop, stopping) = watch::channel(false);
@@ -133,6 +136,7 @@ impl Control {
             tokens,
             state_dir,
             audit,
+            registry,
             address,
             stop,
             served,

@@ -4,14 +4,13 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use mesh_core::identity::TrustDomain;
-use tokio::sync::watch;
 
 use super::{Loaded, ManifestFault, files, load};
-use crate::registry::Directory;
+use crate::registry::{Directory, Registry};
 
 /// How often the folder is looked at. A change is taken when it looks the same twice, so
 /// that a file that is still being written is left alone.
@@ -21,12 +20,12 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// inode, length, times of change in nanoseconds.
 type Fingerprint = Vec<(PathBuf, [i128; 5])>;
 
-/// Keeps a [`Directory`] in step with a folder.
+/// Keeps a [`Registry`] in step with a folder.
 pub struct Watcher {
     folder: PathBuf,
     trust_domain: TrustDomain,
     taken: Option<Fingerprint>,
-    sender: watch::Sender<Arc<Directory>>,
+    registry: Weak<Registry>,
 }
 
 impl Watcher {
@@ -37,24 +36,24 @@ impl Watcher {
     pub fn start(
         folder: &Path,
         trust_domain: &TrustDomain,
-    ) -> Result<(Self, watch::Receiver<Arc<Directory>>), ManifestFault> {
+    ) -> Result<(Self, Arc<Registry>), ManifestFault> {
         let taken = fingerprint(folder);
         let loaded = load(folder, trust_domain)?;
         report(&loaded);
-        let (sender, receiver) = watch::channel(Arc::new(Directory::new(loaded.mesh)));
+        let registry = Arc::new(Registry::new(Directory::new(loaded.mesh)));
         let watcher = Self {
             folder: folder.to_owned(),
             trust_domain: trust_domain.clone(),
             taken,
-            sender,
+            registry: Arc::downgrade(&registry),
         };
-        Ok((watcher, receiver))
+        Ok((watcher, registry))
     }
 
-    /// Follows the folder until nobody listens any more.
+    /// Follows the folder as long as there is a registry.
     pub async fn run(mut self) {
         let mut seen = self.taken.clone();
-        while !self.sender.is_closed() {
+        while self.registry.strong_count() > 0 {
             tokio::time::sleep(POLL_INTERVAL).await;
             let folder = self.folder.clone();
             let Some(now) = apart(move || fingerprint(&folder)).await else {
@@ -65,8 +64,8 @@ impl Watcher {
                 let Some(directory) = apart(move || reload(&folder, &domain)).await else {
                     return;
                 };
-                if let Some(directory) = directory {
-                    self.sender.send_replace(directory);
+                if let (Some(directory), Some(registry)) = (directory, self.registry.upgrade()) {
+                    registry.set_sources(directory, Instant::now());
                 }
                 self.taken = now.clone();
             }
@@ -84,11 +83,11 @@ async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
     }
 }
 
-fn reload(folder: &Path, trust_domain: &TrustDomain) -> Option<Arc<Directory>> {
+fn reload(folder: &Path, trust_domain: &TrustDomain) -> Option<Directory> {
     match load(folder, trust_domain) {
         Ok(loaded) => {
             report(&loaded);
-            return Some(Arc::new(Directory::new(loaded.mesh)));
+            return Some(Directory::new(loaded.mesh));
         }
         Err(ManifestFault::Mistakes(mistakes)) => {
             for mistake in &mistakes {
@@ -111,7 +110,8 @@ fn report(loaded: &Loaded) {
     let workloads = loaded.mesh.workloads().count();
     let enrolled = loaded.mesh.workloads().filter(|w| w.enrolled()).count();
     let services = loaded.mesh.services().count();
-    tracing::info!(workloads, enrolled, services, "manifests taken");
+    let policies = loaded.mesh.authorizations().count() + loaded.mesh.authentications().count();
+    tracing::info!(workloads, enrolled, services, policies, "manifests taken");
 }
 
 /// None while the folder can't be listed: a state of its own, that is tried again.

@@ -1,0 +1,126 @@
+//! What is kept of nodes' reports: the last one, bounded whatever the node sends.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use mesh_api::{admin, node};
+use mesh_core::model::{Mesh, WorkloadUid};
+
+use super::workload_uid;
+
+/// Reports of one node in one second, beyond which they are refused.
+const MAX_REPORTS: u32 = 10;
+const RATE_WINDOW: Duration = Duration::from_secs(1);
+/// A node reports every 10 s at least; one that has not for so long is called silent.
+const SILENT_AFTER: Duration = Duration::from_secs(30);
+/// Longest texts that are kept, in characters: names and versions, and sentences.
+const MAX_WORD: usize = 64;
+const MAX_SENTENCE: usize = 256;
+
+/// A report that is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more than 10 reports in a second: gather changes, and report them together")]
+pub struct TooManyReports {
+    /// Whether it is the first in its second.
+    pub first: bool,
+}
+
+/// The last word of a node.
+#[derive(Debug)]
+pub(super) struct NodeRecord {
+    version: String,
+    discovery_version: String,
+    last: Instant,
+    window: Instant,
+    reports: u32,
+    /// Its own pods, that control knows to be bound to it.
+    pub(super) pods: BTreeMap<WorkloadUid, admin::PodReport>,
+}
+
+impl NodeRecord {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            version: String::new(),
+            discovery_version: String::new(),
+            last: now,
+            window: now,
+            reports: 0,
+            pods: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a report in place of the last one.
+    pub(super) fn take(
+        &mut self,
+        name: &str,
+        report: &node::NodeReport,
+        mesh: &Mesh,
+        now: Instant,
+    ) -> Result<(), TooManyReports> {
+        self.admit(now)?;
+        self.last = now;
+        self.version = cut(&report.version, MAX_WORD);
+        self.discovery_version = cut(&report.discovery_version, MAX_WORD);
+        let own = report.pods.iter().filter_map(|pod| {
+            let workload = mesh.workload(&workload_uid(&pod.namespace, &pod.name))?;
+            (workload.node == name).then(|| (workload.uid.clone(), pod_report(pod)))
+        });
+        self.pods = own.collect();
+        Ok(())
+    }
+
+    fn admit(&mut self, now: Instant) -> Result<(), TooManyReports> {
+        if now.duration_since(self.window) >= RATE_WINDOW {
+            self.window = now;
+            self.reports = 0;
+        }
+        self.reports = self.reports.saturating_add(1);
+        let first = self.reports == MAX_REPORTS + 1;
+        match self.reports > MAX_REPORTS {
+            true => Err(TooManyReports { first }),
+            false => Ok(()),
+        }
+    }
+
+    /// Drops pods that are gone, or that have gone to another node.
+    pub(super) fn forget_pods(&mut self, name: &str, mesh: &Mesh) {
+        self.pods
+            .retain(|uid, _| mesh.workload(uid).is_some_and(|w| w.node == name));
+    }
+
+    /// How long ago it reported.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.duration_since(self.last)
+    }
+
+    pub(super) fn status(&self, served: &str, now: Instant) -> admin::NodeReport {
+        admin::NodeReport {
+            version: self.version.clone(),
+            age_s: self.age(now).as_secs(),
+            silent: self.age(now) >= SILENT_AFTER,
+            discovery_version: self.discovery_version.clone(),
+            behind: self.discovery_version != served,
+        }
+    }
+}
+
+fn pod_report(pod: &node::PodReport) -> admin::PodReport {
+    admin::PodReport {
+        state: cut(&pod.state, MAX_WORD),
+        reason: cut(&pod.reason, MAX_SENTENCE),
+        worker_pid: (pod.worker_pid > 0).then_some(pod.worker_pid),
+        worker_version: cut(&pod.worker_version, MAX_WORD),
+        worker_restarts: pod.worker_restarts,
+        certificate_not_after_s: (pod.certificate_not_after_s > 0)
+            .then_some(pod.certificate_not_after_s),
+        policy_version: cut(&pod.policy_version, MAX_WORD),
+        unhealthy: pod.unhealthy,
+        health_detail: cut(&pod.health_detail, MAX_SENTENCE),
+    }
+}
+
+/// A text that can be shown on a terminal, and is no longer than that.
+fn cut(text: &str, max: usize) -> String {
+    let harmless = text.chars().filter(|c| !c.is_control());
+    harmless.take(max).collect()
+}
