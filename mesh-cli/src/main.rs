@@ -1,7 +1,11 @@
 //! `meshctl`: the operator's command line.
 #![forbid(unsafe_code)]
 
+mod control;
 mod pki;
+mod place;
+mod status;
+mod why;
 
 use std::process::ExitCode;
 
@@ -12,7 +16,20 @@ const EX_USAGE: u8 = 64;
 
 /// The operator's command line of Nodemesh.
 #[derive(Parser)]
-#[command(name = "meshctl", version)]
+#[command(
+    name = "meshctl",
+    version,
+    after_help = "\
+Examples:
+
+  meshctl status                            nodes, their workers, versions, certificates
+  meshctl why shop/cart-1 svc/shop/web:80   may this pod call that service, and if not, why
+  meshctl why shop/cart-1 10.9.0.1:53 --protocol udp
+  meshctl pki init --dir pki --trust-domain cluster.local
+
+status and why ask a running mesh-control on its host, as root, by the socket control.sock in
+its --state-dir: say which one with --control-socket or NODEMESH_CONTROL_SOCKET."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -25,6 +42,37 @@ enum Command {
         #[command(subcommand)]
         command: PkiCommand,
     },
+    /// Show the mesh's nodes and the pods on them
+    #[command(after_help = "\
+A node says what it does when that changes, and every 10 s at least. One that has been silent
+for 30 s is called so; what it last said of its pods' health stays.
+
+Examples:
+
+  meshctl status
+  meshctl status -o json | jq '.nodes[] | select(.report.behind) | .name'
+
+Exit status: 0 shown, 2 mesh-control can't be asked, 64 wrong usage.")]
+    Status(status::StatusArgs),
+    /// Say what the mesh would do with a flow, and why
+    #[command(after_help = "\
+The answer is made as the workers of both ends make it, from the manifests in force and the
+health that nodes report: what was dialled, the decision at the source and at the destination,
+the policy that decided, the reason's code as in logs and metrics, EPERM where the kernel
+refuses the app's connect, and, where a rule is missing, a policy that would allow it.
+
+Examples:
+
+  meshctl why shop/cart-1 svc/shop/web          the service's only port
+  meshctl why shop/cart-1 svc/shop/web:80
+  meshctl why shop/cart-1 shop/web-1:8080       a pod, by its own port
+  meshctl why shop/cart-1 192.0.2.7:443         somewhere outside
+  meshctl why 192.0.2.7 '[fd00:1::2]:9090'      from outside, to a pod's address
+  meshctl why shop/cart-1 10.96.0.10:53 --protocol udp
+
+Exit status: 0 allowed (also where only the audit level lets it through), 1 refused, 2 it can't
+be told (unknown names, or it depends on the endpoint that is chosen), 64 wrong usage.")]
+    Why(why::WhyArgs),
 }
 
 #[derive(Subcommand)]
@@ -42,17 +90,34 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
         }
     };
-    let Command::Pki {
-        command: PkiCommand::Init(args),
-    } = cli.command;
-    match pki::init(&args) {
-        Ok(report) => {
-            print!("{report}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("meshctl pki init: {error:#}");
-            ExitCode::FAILURE
-        }
+    match cli.command {
+        Command::Pki {
+            command: PkiCommand::Init(args),
+        } => match pki::init(&args) {
+            Ok(report) => {
+                print!("{report}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("meshctl pki init: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Status(args) => match status::status(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => cant_tell("meshctl status", &error),
+        },
+        Command::Why(args) => why::why(&args).unwrap_or_else(|e| cant_tell("meshctl why", &e)),
     }
+}
+
+fn cant_tell(what: &str, error: &control::AskFault) -> ExitCode {
+    eprintln!("{what}: {error}");
+    ExitCode::from(why::CANT_TELL)
+}
+
+/// An answer as indented JSON.
+fn json(answer: &impl serde::Serialize) -> String {
+    // Texts, numbers and lists of them: nothing that has no JSON.
+    serde_json::to_string_pretty(answer).unwrap_or_default()
 }
