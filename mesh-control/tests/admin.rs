@@ -234,12 +234,7 @@ async fn what_has_no_answer_says_what_would_have_one() {
 #[tokio::test]
 async fn nonsense_is_answered_and_the_connection_stays() {
     let mut asking = Asking::start().await;
-    for line in [
-        "{",
-        "{\"op\":\"stop\"}",
-        "{\"op\":\"why\"}",
-        "[]",
-    ] {
+    for line in ["{", "{\"op\":\"stop\"}", "{\"op\":\"why\"}", "[]"] {
         let error = asking.line(line).await.error.unwrap();
         assert!(error.contains("not a request"), "{error}");
     }

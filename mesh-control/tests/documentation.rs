@@ -1,0 +1,53 @@
+//! The examples in docs/POLICY.md are manifests that are taken without a word.
+
+use std::fs;
+
+use mesh_control::sources::manifests::load;
+
+/// What the examples speak of.
+const BASE: &str = r#"
+kind: Namespace
+metadata: {name: shop, labels: {nodemesh.dev/enroll: "true"}}
+---
+kind: ServiceAccount
+metadata: {name: cart, namespace: shop}
+---
+kind: ServiceAccount
+metadata: {name: web, namespace: shop}
+---
+kind: Pod
+metadata: {name: cart-1, namespace: shop, labels: {app: cart}}
+spec: {nodeName: node-a, serviceAccountName: cart}
+---
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web}}
+spec: {nodeName: node-a, serviceAccountName: web}
+---
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+"#;
+
+#[test]
+fn the_examples_of_the_policy_document_are_sound() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/POLICY.md");
+    let document = fs::read_to_string(path).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("base.yaml"), BASE).unwrap();
+    let mut examples = 0;
+    for block in document.split("```yaml\n").skip(1) {
+        let (example, _) = block.split_once("```").expect("an end");
+        examples += 1;
+        let name = format!("example-{examples}.yaml");
+        fs::write(folder.path().join(name), example).unwrap();
+    }
+    let loaded = load(folder.path(), &"cluster.local".parse().unwrap());
+    let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(loaded.warnings, []);
+    let mesh = loaded.mesh;
+    assert_eq!(examples, 5);
+    assert_eq!(mesh.authorizations().count(), 6);
+    assert_eq!(mesh.authentications().count(), 1);
+    let web = mesh.service("shop/web.shop.svc.cluster.local").unwrap();
+    assert_eq!(web.traffic.checks.len(), 1);
+}
