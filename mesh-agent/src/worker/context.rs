@@ -222,6 +222,13 @@ impl Context {
         let _phase = phase.wait_for(|phase| *phase == Phase::Draining).await;
     }
 
+    /// Dials another place from the pod's address.
+    pub(crate) async fn dial(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+        let source = self.pod.address_like(to.ip());
+        let source = source.unwrap_or_else(|| socket::unspecified_like(to.ip()));
+        socket::connect(socket::dialler(source)?, to, self.limits.connect_timeout).await
+    }
+
     /// Dials the pod's own app for `client`, whose address the app will see.
     pub(crate) async fn dial_app(
         &self,

@@ -89,6 +89,13 @@ impl Discovery {
         }
     }
 
+    /// The last answer on `to`, however old; `None` where there is none.
+    pub(crate) fn answer(&self, to: SocketAddr) -> Option<Rc<Destination>> {
+        let entries = self.entries.borrow();
+        let answer = entries.get(&to)?.answer.as_ref()?;
+        Some(answer.destination.clone())
+    }
+
     /// An answer, or a change of one. True where it replaces an answer.
     pub(crate) fn push(&self, message: &DestinationMessage) -> bool {
         let Some(to) = address_of(&message.address)
@@ -153,7 +160,13 @@ impl Entry {
 
     fn is_of_use(&self, now: Instant) -> bool {
         let answered = self.answer.as_ref();
-        !self.waiting.is_empty() || answered.is_some_and(|a| a.expires.is_none_or(|at| at > now))
+        self.is_held() || answered.is_some_and(|a| a.expires.is_none_or(|at| at > now))
+    }
+
+    /// Someone waits for it, or an open flow is decided by it.
+    fn is_held(&self) -> bool {
+        let answered = self.answer.as_ref();
+        !self.waiting.is_empty() || answered.is_some_and(|a| Rc::strong_count(&a.destination) > 1)
     }
 }
 
@@ -172,8 +185,7 @@ fn make_room(entries: &mut HashMap<SocketAddr, Entry>, now: Instant) {
     used.sort_unstable();
     if let Some(middle) = used.get(used.len() / 2).copied() {
         entries.retain(|_, entry| {
-            !entry.waiting.is_empty()
-                || entry.answer.as_ref().is_some_and(|a| a.used.get() > middle)
+            entry.is_held() || entry.answer.as_ref().is_some_and(|a| a.used.get() > middle)
         });
     }
 }

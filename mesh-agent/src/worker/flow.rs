@@ -10,6 +10,7 @@ use mesh_core::reason::Reason;
 use tokio::sync::watch;
 
 use super::context::Context;
+use super::destination::{Destination, Endpoint};
 use super::fault::{Direction, Fault};
 use super::policy::InForce;
 use super::sources::{Attributes, Source, Word};
@@ -21,8 +22,18 @@ enum Known {
     NotYet,
     /// There is nothing.
     Nothing,
-    /// This is.
-    Attributes(Rc<Attributes>),
+    /// Who calls.
+    Source(Rc<Attributes>),
+    /// Who is called.
+    Endpoint(Rc<Endpoint>),
+}
+
+/// Where news of the peer comes from.
+enum News {
+    /// A caller that has proven this; nothing in plain, where it is looked up if need be.
+    Source(Option<Rc<Identity>>, Option<Rc<Source>>),
+    /// The last answer on what the app dialled. Holding it keeps it current in discovery.
+    Destination(Rc<Destination>),
 }
 
 /// A flow that is, or is to be, let through. What changes is seen from its making on.
@@ -31,13 +42,13 @@ pub(crate) struct Flow {
     /// Both ends as reports name them.
     client: SocketAddr,
     to: SocketAddr,
-    /// The peer's address.
+    /// The peer's address, and the port on the destination's workload.
     peer: IpAddr,
-    /// What it has proven; `None` makes the flow a plain one.
-    proven: Option<Rc<Identity>>,
+    port: u16,
+    /// Whether it goes through a tunnel.
+    member: bool,
     known: Known,
-    /// Where the peer's attributes come from; a plain one is looked up if need be.
-    source: Option<Rc<Source>>,
+    news: News,
     changes: watch::Receiver<u64>,
 }
 
@@ -50,7 +61,7 @@ enum Judgement {
 }
 
 impl Flow {
-    /// A connection from `client` to a port of the pod.
+    /// A connection from `client` to a port of the pod; in plain if nothing is proven.
     pub(crate) fn inbound(
         context: &Context,
         client: SocketAddr,
@@ -63,10 +74,33 @@ impl Flow {
             client,
             to,
             peer: client.ip(),
-            proven,
+            port: to.port(),
+            member: proven.is_some(),
             known: Known::NotYet,
-            source,
+            news: News::Source(proven, source),
             changes: context.policy.subscribe(),
+        }
+    }
+
+    /// A connection of the app to `to`, where `destination` leads. Without an endpoint it is one
+    /// to a place that discovery does not know.
+    pub(crate) fn outbound(
+        (client, to): (SocketAddr, SocketAddr),
+        destination: Rc<Destination>,
+        endpoint: Option<Rc<Endpoint>>,
+        changes: watch::Receiver<u64>,
+    ) -> Self {
+        let at = endpoint.as_ref().map_or(to, |endpoint| endpoint.address);
+        Self {
+            direction: Direction::Outbound,
+            client,
+            to,
+            peer: at.ip(),
+            port: at.port(),
+            member: endpoint.as_ref().is_some_and(|endpoint| endpoint.hbone),
+            known: endpoint.map_or(Known::Nothing, Known::Endpoint),
+            news: News::Destination(destination),
+            changes,
         }
     }
 
@@ -86,6 +120,15 @@ impl Flow {
         }
         self.tell(context, Outcome::Audited, &fault);
         Ok(())
+    }
+
+    /// What policy says of it at this moment, audit or not.
+    pub(crate) fn check(&mut self, context: &Context, policy: &InForce) -> Result<(), Fault> {
+        match self.judge(context, policy) {
+            Judgement::Allowed => Ok(()),
+            Judgement::Refused(reason, by) => Err(self.fault(reason, by)),
+            Judgement::Unresolved => Err(self.fault(Reason::SourceUnresolved, None)),
+        }
     }
 
     /// Decides anew if anything has changed while the flow's way was made.
@@ -114,7 +157,7 @@ impl Flow {
             if policy.audit() {
                 continue;
             }
-            let fault = match self.judge(&policy) {
+            let fault = match self.judge(context, &policy) {
                 Judgement::Allowed => continue,
                 Judgement::Refused(reason, by) => self.fault(reason, by),
                 // Rare, and large: not in every flow's memory.
@@ -127,7 +170,8 @@ impl Flow {
         }
     }
 
-    fn tell(&self, context: &Context, outcome: Outcome, fault: &Fault) {
+    /// Counts and reports what became of the flow.
+    pub(crate) fn tell(&self, context: &Context, outcome: Outcome, fault: &Fault) {
         let (client, to) = (self.client, self.to);
         let reports = &context.reports;
         reports.tell(outcome, self.direction, fault, client, to);
@@ -137,52 +181,59 @@ impl Flow {
     async fn decide(&mut self, context: &Context, policy: Rc<InForce>) -> Result<(), Fault> {
         let mut policy = policy;
         loop {
-            match self.judge(&policy) {
+            match self.judge(context, &policy) {
                 Judgement::Allowed => return Ok(()),
                 Judgement::Refused(reason, by) => return Err(self.fault(reason, by)),
                 Judgement::Unresolved => {}
             }
-            let source = self.source.take();
-            let source = source.unwrap_or_else(|| context.sources.look_up(self.peer));
-            let source = self.source.insert(source).clone();
-            context.sources.ask(&source);
-            let proven = self.proven.as_deref();
-            let known = source.told(|word| known_of(word, proven)).await;
-            self.known = known.ok_or_else(|| self.unresolved(&source))?;
+            self.known = self.ask(context).await?;
             // It may be another by now.
             policy = context.policy.in_force().unwrap_or(policy);
         }
     }
 
+    /// Waits for the supervisor's word on a caller.
+    async fn ask(&mut self, context: &Context) -> Result<Known, Fault> {
+        let peer = self.peer;
+        let News::Source(proven, source) = &mut self.news else {
+            return Ok(self.known.clone());
+        };
+        let source = source.get_or_insert_with(|| context.sources.look_up(peer));
+        context.sources.ask(source);
+        let known = source.told(|word| known_of(word, proven.as_deref())).await;
+        let word = source.word();
+        known.ok_or_else(|| self.unresolved(word))
+    }
+
     /// Decides with what is known now.
-    fn judge(&mut self, policy: &InForce) -> Judgement {
-        self.refresh();
-        let member = self.proven.is_some();
-        let (labels, services): (&Labels, &[_]);
-        let mut identity = self.proven.as_deref();
-        match &self.known {
-            Known::Attributes(known) => {
-                identity = Some(&known.identity);
-                (labels, services) = (&known.labels, &known.services);
-            }
-            Known::NotYet | Known::Nothing => (labels, services) = (&NO_LABELS, &[]),
-        }
+    fn judge(&mut self, context: &Context, policy: &InForce) -> Judgement {
+        self.refresh(context);
+        let nothing = (None, &NO_LABELS, [].as_slice());
+        let (said, labels, services) = match &self.known {
+            Known::Source(known) => (Some(&known.identity), &known.labels, &*known.services),
+            Known::Endpoint(known) => (Some(&known.identity), &known.labels, &*known.services),
+            Known::NotYet | Known::Nothing => nothing,
+        };
+        let identity = match &self.news {
+            News::Source(Some(proven), _) => Some(&**proven),
+            _ => said,
+        };
         let decision = policy.decide(&policy::Flow {
             direction: self.direction.into(),
             peer: policy::Peer {
                 address: self.peer,
-                member,
+                member: self.member,
                 identity,
                 services,
                 labels,
             },
-            port: self.to.port(),
+            port: self.port,
             protocol: Protocol::Tcp,
         });
         let by = || decision.policy.cloned();
-        // A term matches no less often for what else is known of the peer: what is refused
-        // here stays so, but more may be denied or allowed.
-        let open = matches!(self.known, Known::NotYet) && policy.needs_attributes(member);
+        // What more there is to know of a peer makes more terms match, never fewer: what is
+        // denied here stays so, all else may change.
+        let open = matches!(self.known, Known::NotYet) && policy.needs_attributes(self.member);
         match decision.refused {
             Some(reason @ (Reason::PolicyDenied | Reason::InboundPlaintext)) => {
                 Judgement::Refused(reason, by())
@@ -194,39 +245,61 @@ impl Flow {
     }
 
     /// Takes over what is known now. Who vanishes from discovery keeps what he had.
-    fn refresh(&mut self) {
-        let Some(source) = &self.source else { return };
-        let known = known_of(source.word(), self.proven.as_deref());
-        match (known, &self.known) {
-            (Some(Known::Attributes(new)), _) => self.known = Known::Attributes(new),
-            (Some(known), Known::NotYet) => self.known = known,
-            _ => {}
+    fn refresh(&mut self, context: &Context) {
+        match &mut self.news {
+            News::Source(proven, source) => {
+                let Some(source) = source else { return };
+                match (known_of(source.word(), proven.as_deref()), &self.known) {
+                    (Some(new @ Known::Source(_)), _) => self.known = new,
+                    (Some(new), Known::NotYet) => self.known = new,
+                    _ => {}
+                }
+            }
+            News::Destination(last) => {
+                let Some(now) = context.discovery.answer(self.to) else {
+                    return;
+                };
+                if Rc::ptr_eq(last, &now) {
+                    return;
+                }
+                let at = SocketAddr::new(self.peer, self.port);
+                let mut endpoints = now.endpoints.iter().filter(|new| new.address == at);
+                let new = endpoints.find(|new| match &self.known {
+                    Known::Endpoint(old) => old.workload_uid == new.workload_uid,
+                    _ => true,
+                });
+                if let Some(new) = new {
+                    self.known = Known::Endpoint(new.clone());
+                }
+                *last = now;
+            }
         }
     }
 
     fn fault(&self, reason: Reason, by: Option<PolicyKey>) -> Fault {
-        let said = match (&self.proven, &self.known) {
-            (None, Known::Attributes(known)) => format!("by its address it is {}", known.identity),
-            _ => String::new(),
+        let detail = match (&self.news, &self.known) {
+            (News::Source(None, _), Known::Source(known)) => {
+                format!("by its address it is {}", known.identity)
+            }
+            (News::Source(..), _) => String::new(),
+            (News::Destination(_), _) => SocketAddr::new(self.peer, self.port).to_string(),
         };
-        let fault = Fault::new(reason, said).by_policy(by);
-        match &self.proven {
-            Some(identity) => fault.of_peer(identity),
-            None => fault,
+        let fault = Fault::new(reason, detail).by_policy(by);
+        match (&self.news, &self.known) {
+            (News::Source(Some(proven), _), _) => fault.of_peer(proven),
+            (News::Destination(_), Known::Endpoint(known)) => fault.of_peer(&known.identity),
+            _ => fault,
         }
     }
 
-    fn unresolved(&self, source: &Source) -> Fault {
+    fn unresolved(&self, word: Word) -> Fault {
         let fault = self.fault(Reason::SourceUnresolved, None);
-        let said = match source.word() {
+        let detail = match word {
             Word::None => "no answer within 5 s".to_owned(),
             Word::Unknown => "discovery knows nobody at its address".to_owned(),
             Word::Known(known) => format!("at its address discovery knows {}", known.identity),
         };
-        Fault {
-            detail: said,
-            ..fault
-        }
+        Fault { detail, ..fault }
     }
 }
 
@@ -241,6 +314,6 @@ fn known_of(word: Word, proven: Option<&Identity>) -> Option<Known> {
         (Word::Unknown, Some(_)) => None,
         (Word::Unknown, None) => Some(Known::Nothing),
         (Word::Known(known), Some(proven)) if known.identity != *proven => None,
-        (Word::Known(known), _) => Some(Known::Attributes(known)),
+        (Word::Known(known), _) => Some(Known::Source(known)),
     }
 }

@@ -66,6 +66,8 @@ counts! {
     BadEndpoints = "nodemesh_bad_endpoints_total", "";
     /// Endpoints left alone for a while after failures in a row.
     OutlierEjections = "nodemesh_outlier_ejections_total", "";
+    /// Connections of the app to places outside the mesh, in plain.
+    PlainOutbound = "nodemesh_plain_connections_total", "outbound";
     /// Connections to the app from outside the mesh, in plain.
     PlainInbound = "nodemesh_plain_connections_total", "inbound";
     /// Policies that could not be read; the one before each stayed in force.

@@ -280,9 +280,11 @@ impl Worker {
             if let Some(policy) = context.policy.in_force() {
                 self.health.set_checks(policy.checks());
             }
+            // Of certificate and policy the one that comes second makes the worker ready.
+            let ready = first && context.credentials().is_some();
             spawn_local(async move {
                 send_applied(&context).await;
-                if first {
+                if ready {
                     send_ready(&context).await;
                 }
             });
@@ -292,7 +294,9 @@ impl Worker {
     fn credentials_changed(&mut self) {
         self.pool.retire_all();
         let context = self.context.clone();
-        spawn_local(async move { send_ready(&context).await });
+        if context.policy.in_force().is_some() {
+            spawn_local(async move { send_ready(&context).await });
+        }
         if !self.accepting {
             self.accepting = true;
             self.accept();

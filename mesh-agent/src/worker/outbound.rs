@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
+use mesh_api::worker::refusal::Outcome;
 use mesh_common::RESERVED_PORTS;
 use mesh_core::reason::Reason;
 use tokio::net::TcpStream;
@@ -13,6 +14,7 @@ use super::connect::OpenStream;
 use super::context::Context;
 use super::discovery::Endpoint;
 use super::fault::{Direction, Fault};
+use super::flow::Flow;
 use super::metrics::Count;
 use super::pool::Pool;
 use super::relay::{ByteCounts, relay};
@@ -42,22 +44,35 @@ pub(crate) async fn serve(
     // Without it small writes wait for each other; a socket that is gone shows it on use.
     let _gone = app.set_nodelay(true);
     // The routing future is large and short-lived: it must not be part of this task.
-    match Box::pin(find(&context, &pool, to, client)).await {
-        Err(fault) => refuse(&context, app, &fault, client, Some(to)),
-        Ok((Way::Local(server), _open)) => {
-            let (counts, never) = (ByteCounts::OUTBOUND, std::future::pending());
-            relay_local(app, server, &context.metrics, counts, never).await;
+    let (way, flow, _open) = match Box::pin(find(&context, &pool, to, client)).await {
+        Ok(Found { way, flow, open }) => (way, flow, open),
+        Err(fault) => return refuse(&context, app, &fault, client, Some(to)),
+    };
+    let counts = ByteCounts::OUTBOUND;
+    let cut = until_cut(&context, flow);
+    match way {
+        Way::Local(server) => relay_local(app, server, &context.metrics, counts, cut).await,
+        Way::Plain(server) => {
+            context.metrics.add(Count::PlainOutbound, 1);
+            relay_local(app, server, &context.metrics, counts, cut).await;
         }
-        Ok((Way::Tunnel(stream), _open)) => {
+        Way::Tunnel(stream) => {
             let OpenStream {
                 receive,
                 send,
                 lease,
             } = *stream;
-            let (counts, never) = (ByteCounts::OUTBOUND, std::future::pending());
-            relay(app, receive, send, &context, counts, never).await;
+            relay(app, receive, send, &context, counts, cut).await;
             drop(lease);
         }
+    }
+}
+
+/// What never leaves the pod is nobody's to cut.
+async fn until_cut(context: &Context, flow: Option<Flow>) {
+    match flow {
+        Some(mut flow) => flow.cut(context).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -88,31 +103,77 @@ fn original_destination(context: &Context, app: &TcpStream) -> Result<SocketAddr
     Ok(to)
 }
 
-/// The way to where the app wants to go, and what is to be held while it is in use.
+/// The way to where the app wants to go.
+struct Found {
+    way: Way,
+    /// As policy sees it; what stays in the pod it does not see.
+    flow: Option<Flow>,
+    open: Option<OpenConnection>,
+}
+
 async fn find(
     context: &Rc<Context>,
     pool: &Rc<Pool>,
     to: SocketAddr,
     client: SocketAddr,
-) -> Result<(Way, Option<OpenConnection>), Fault> {
+) -> Result<Found, Fault> {
     if context.pod.has(to.ip()) {
+        // A pod may always call itself: nothing of it leaves the pod.
         let app = route::local(context, to, client).await?;
-        return Ok((Way::Local(app), None));
+        return Ok(Found {
+            way: Way::Local(app),
+            flow: None,
+            open: None,
+        });
     }
+    let first = context.policy.first().await?;
     let destination = context.discovery.resolve(to).await?;
+    // What is in force from here on is what decides; what changes meanwhile is seen at the end.
+    let changes = context.policy.subscribe();
+    let policy = context.policy.in_force().unwrap_or(first);
+    let ends = (client, to);
     if !destination.known {
-        return Err(Fault::new(Reason::DestinationUnknown, to));
+        let mut flow = Flow::outbound(ends, destination, None, changes);
+        flow.admit(context).await?;
+        let way = Way::Plain(route::plain(context, to).await?);
+        flow.confirm(context).await?;
+        return Ok(Found {
+            way,
+            flow: Some(flow),
+            open: None,
+        });
     }
-    let admit = |endpoint: &Endpoint| admit(context, endpoint);
-    let found = route::find(context, pool, &destination, (client, to), admit).await?;
-    Ok((found.way, Some(found.open)))
-}
-
-/// Whether this worker may open a flow to `endpoint`.
-fn admit(context: &Context, endpoint: &Endpoint) -> Result<(), Fault> {
-    if endpoint.hbone || context.pod.has(endpoint.address.ip()) {
-        return Ok(());
+    let flow_to = |endpoint: &Rc<Endpoint>| {
+        let endpoint = Some(endpoint.clone());
+        Flow::outbound(ends, destination.clone(), endpoint, changes.clone())
+    };
+    let check = |endpoint: &Rc<Endpoint>| match context.pod.has(endpoint.address.ip()) {
+        true => Ok(()),
+        false => flow_to(endpoint).check(context, &policy),
+    };
+    // Audit changes the choice of an endpoint only where policy leaves none.
+    let mut audited = policy.audit() && !destination.endpoints.is_empty();
+    if audited {
+        audited = destination.endpoints.iter().all(|e| check(e).is_err());
     }
-    let fault = Fault::new(Reason::DestinationNotEnrolled, endpoint.address);
-    Err(fault.of_peer(&endpoint.identity))
+    let admit = |endpoint: &Rc<Endpoint>| if audited { Ok(()) } else { check(endpoint) };
+    let found = route::find(context, pool, &destination, ends, admit).await?;
+    if context.pod.has(found.endpoint.address.ip()) {
+        return Ok(Found {
+            way: found.way,
+            flow: None,
+            open: Some(found.open),
+        });
+    }
+    let mut flow = flow_to(&found.endpoint);
+    match check(&found.endpoint) {
+        Err(fault) if audited => flow.tell(context, Outcome::Audited, &fault),
+        _ => {}
+    }
+    flow.confirm(context).await?;
+    Ok(Found {
+        way: found.way,
+        flow: Some(flow),
+        open: Some(found.open),
+    })
 }

@@ -20,6 +20,7 @@ use super::context::Context;
 use super::destination::{Destination, Endpoint};
 use super::fault::{Direction, Fault};
 use super::pool::Pool;
+use super::socket;
 
 /// Endpoints tried for one connection before it is refused.
 const ATTEMPTS: u32 = 5;
@@ -32,6 +33,8 @@ const WITHIN: Duration = Duration::from_secs(20);
 /// A way that was found.
 pub(crate) struct Route {
     pub(crate) way: Way,
+    /// Where it leads.
+    pub(crate) endpoint: Rc<Endpoint>,
     /// To be held as long as the flow lives.
     pub(crate) open: OpenConnection,
 }
@@ -42,6 +45,8 @@ pub(crate) enum Way {
     Local(TcpStream),
     /// A stream of a tunnel.
     Tunnel(Box<OpenStream>),
+    /// A connection out of the mesh.
+    Plain(TcpStream),
 }
 
 /// Finds a way to one of the endpoints of `destination`, which was dialled as `to`.
@@ -54,7 +59,7 @@ pub(crate) async fn find(
     pool: &Rc<Pool>,
     destination: &Rc<Destination>,
     (client, to): (SocketAddr, SocketAddr),
-    admit: impl Fn(&Endpoint) -> Result<(), Fault>,
+    admit: impl Fn(&Rc<Endpoint>) -> Result<(), Fault>,
 ) -> Result<Route, Fault> {
     let deadline = Instant::now() + WITHIN;
     let mut refused = None;
@@ -84,7 +89,12 @@ pub(crate) async fn find(
         let fault = match outcome {
             Ok(way) => {
                 candidate.succeeded();
-                return Ok(Route { way, open });
+                let endpoint = candidate.endpoint;
+                return Ok(Route {
+                    way,
+                    endpoint,
+                    open,
+                });
             }
             Err(fault) => fault,
         };
@@ -173,9 +183,21 @@ async fn attempt(
     if context.pod.has(to.ip()) {
         return local(context, to, client).await.map(Way::Local);
     }
+    if !endpoint.hbone {
+        waits_for.set(Reason::DestinationConnect);
+        return plain(context, to).await.map(Way::Plain);
+    }
     let client = seen_client(context, to, client);
     let stream = open_stream(context, pool, endpoint, client, waits_for).await?;
     Ok(Way::Tunnel(Box::new(stream)))
+}
+
+/// Dials a place outside the mesh. That policy names it is the caller's to know.
+pub(crate) async fn plain(context: &Context, to: SocketAddr) -> Result<TcpStream, Fault> {
+    let fault = |e| Fault::new(Reason::DestinationConnect, format!("{to}: {e}"));
+    let stream = context.dial(to).await.map_err(fault)?;
+    socket::reset_on_close(&stream);
+    Ok(stream)
 }
 
 /// Dials the pod's own app.

@@ -123,6 +123,14 @@ pub(crate) fn loopback_like(ip: IpAddr) -> IpAddr {
     }
 }
 
+/// Any address of the family of `ip`.
+pub(crate) fn unspecified_like(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
 /// From now on the connection ends with RST however it is closed, be it that the worker dies:
 /// an app must never take a cut for the end of its data.
 pub(crate) fn reset_on_close(stream: &TcpStream) {

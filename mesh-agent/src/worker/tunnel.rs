@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -24,7 +24,6 @@ use super::discovery::Endpoint;
 use super::fault::{Direction, Fault};
 use super::metrics::{Count, OpenGuard};
 use super::peer_settings::{Observed, PeerSettings};
-use super::socket;
 use super::tls::{self, ReadAhead};
 
 /// Receive window of one stream, in bytes. Every stream has its own room in the connection's
@@ -85,7 +84,8 @@ impl Tunnel {
         let config = credentials
             .client(&endpoint.identity)
             .map_err(|e| Fault::new(Reason::TunnelTls, e))?;
-        let stream = connect_tcp(context, to).await?;
+        let stream = context.dial(to).await;
+        let stream = stream.map_err(|e| Fault::new(Reason::TunnelConnect, format!("{to}: {e}")))?;
         let name = ServerName::IpAddress(to.ip().into());
         let handshake = TlsConnector::from(config).connect(name, ReadAhead::new(stream));
         let mut tls = timeout(context.limits.handshake_timeout, handshake)
@@ -286,25 +286,6 @@ pub(crate) async fn keep_alive_inbound(mut ping: PingPong) {
             Ok(Ok(_)) => {}
             Ok(Err(_)) | Err(_) => return,
         }
-    }
-}
-
-async fn connect_tcp(context: &Context, to: SocketAddr) -> Result<tokio::net::TcpStream, Fault> {
-    let fault = |e: std::io::Error| Fault::new(Reason::TunnelConnect, format!("{to}: {e}"));
-    let source = context
-        .pod
-        .address_like(to.ip())
-        .unwrap_or_else(|| unspecified_like(to.ip()));
-    let socket = socket::dialler(source).map_err(fault)?;
-    socket::connect(socket, to, context.limits.connect_timeout)
-        .await
-        .map_err(fault)
-}
-
-fn unspecified_like(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use mesh_api::policy::{Direction, Peer};
+use mesh_api::policy::Direction;
 use mesh_api::worker::{
     PodPolicy, Replace, SourceInfo, change::Change, refusal::Outcome, to_worker::Message,
 };
@@ -18,6 +18,7 @@ use super::harness::{Mesh, TestPod, next_ip, octets, within};
 use super::peers::{PEER, connect, dial_h2, status_of};
 use super::policies::{
     allow, app, audit, cidr, deny, identity, members, members_and, on_port, only, permissive,
+    service,
 };
 use super::relay::expect_reset;
 
@@ -106,10 +107,7 @@ async fn a_denial_names_its_policy() {
 async fn labels_and_services_are_what_discovery_says() {
     let mesh = Mesh::new();
     mesh.introduce(loopback(), Some(source(loopback(), PEER, "good")));
-    let service = Peer {
-        service: "test/web.test.svc.cluster.local".to_owned(),
-        ..Peer::default()
-    };
+    let web = service("test/web.test.svc.cluster.local");
     let cases = [
         (
             only("good", [allow(IN, "good", [app("good")])]),
@@ -123,7 +121,7 @@ async fn labels_and_services_are_what_discovery_says() {
             members_and("deny", deny(IN, "deny", [app("good")])),
             StatusCode::UNAUTHORIZED,
         ),
-        (only("web", [allow(IN, "web", [service])]), StatusCode::OK),
+        (only("web", [allow(IN, "web", [web])]), StatusCode::OK),
     ];
     let (pod, _) = answered(&mesh, cases).await;
     let asked = pod.heard.lock().unwrap().asked_who.len();
@@ -210,7 +208,7 @@ async fn flow() -> Flow {
 }
 
 /// Both ends are reset, and within a second.
-async fn cut(client: &mut TcpStream, server: &mut TcpStream) {
+pub(super) async fn cut(client: &mut TcpStream, server: &mut TcpStream) {
     let since = Instant::now();
     expect_reset(client).await;
     expect_reset(server).await;

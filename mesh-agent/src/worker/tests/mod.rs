@@ -11,6 +11,7 @@ mod health;
 mod inbound_policy;
 mod lifecycle;
 mod memory;
+mod outbound_policy;
 mod peers;
 mod pki;
 mod policies;

@@ -120,6 +120,13 @@ pub(super) fn app(name: &str) -> Peer {
     }
 }
 
+pub(super) fn service(key: &str) -> Peer {
+    Peer {
+        service: key.to_owned(),
+        ..Peer::default()
+    }
+}
+
 pub(super) fn cidr(block: &str) -> Peer {
     Peer {
         cidr: block.to_owned(),
