@@ -87,11 +87,18 @@ impl PodTask {
             placed.ports_added.extend(added);
             self.save();
         }
-        self.shared.kernel.forget(self.record.slot);
+        let slot = self.record.slot;
+        self.shared.kernel.forget(slot);
+        self.rules.kernel_was_emptied();
+        let prepared = self.shared.capture().prepare_pod(slot);
+        prepared.map_err(|e| e.to_string())?;
+        // Before the walls, which let no UDP pass without: what policy allows an app goes on.
+        let discovery = self.shared.discovery.clone();
+        if let Some(view) = discovery.known() {
+            self.follow_discovery(&view);
+        }
+        self.shared.kernel.settle(&self.shared, slot)?;
         let mut capture = self.shared.capture();
-        capture
-            .prepare_pod(self.record.slot)
-            .map_err(|e| e.to_string())?;
         for ifindex in facts.walls {
             capture
                 .attach_wall(ifindex, wall)

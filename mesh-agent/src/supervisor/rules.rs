@@ -180,6 +180,13 @@ impl Rules {
         self.own.as_ref().is_some_and(|own| own.compiled.is_some())
     }
 
+    /// The pod's slot was made anew: the kernel has nothing of what it was given.
+    pub(super) fn kernel_was_emptied(&mut self) {
+        if let Some(own) = &mut self.own {
+            own.compiled = None;
+        }
+    }
+
     /// What the kernel is to have; `None` where nothing of it can have changed.
     pub(super) fn for_kernel(&mut self, view: &View) -> Option<kernel_rules::Rules> {
         let own = self.own.as_mut()?;

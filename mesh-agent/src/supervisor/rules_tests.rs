@@ -180,4 +180,7 @@ fn the_kernels_policy_is_made_anew_only_where_it_can_be_another() {
     });
     rules.refresh(&discovery.view(), CART);
     assert!(rules.for_kernel(&discovery.view()).unwrap().audit);
+    assert_eq!(rules.for_kernel(&discovery.view()), None);
+    rules.kernel_was_emptied();
+    assert!(rules.for_kernel(&discovery.view()).unwrap().audit);
 }
