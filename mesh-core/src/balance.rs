@@ -51,7 +51,7 @@ pub struct Order<R> {
     /// For round robin: how many connections came before this one.
     turn: usize,
     random: R,
-    /// What is left from `next` on, by rank, then index; the current rank ends before `end`.
+    /// What is left from `next` on; the current rank ends before `end`.
     ranked: Vec<Ranked>,
     next: usize,
     end: usize,
@@ -68,31 +68,35 @@ impl<R: FnMut() -> u32> Order<R> {
         turn: usize,
         random: R,
     ) -> Self {
-        let mut ranked: Vec<_> = (0..)
-            .zip(candidates)
-            .map(|(index, candidate)| Ranked {
-                rank: rank(locality, &candidate),
-                index,
-                open: candidate.open,
-            })
-            .collect();
-        ranked.sort_unstable_by_key(|r| (r.rank, r.index));
+        let ranked = (0..).zip(candidates).map(|(index, candidate)| Ranked {
+            rank: rank(locality, &candidate),
+            index,
+            open: candidate.open,
+        });
         Self {
             balancing,
             turn,
             random,
-            ranked,
+            ranked: ranked.collect(),
             next: 0,
             end: 0,
         }
     }
 
-    /// Makes the next rank the current one.
+    /// Makes the best rank that is left the current one.
     fn enter_rank(&mut self) -> Option<()> {
-        let rank = self.ranked.get(self.next)?.rank;
         let rest = &mut self.ranked[self.next..];
-        let len = rest.partition_point(|r| r.rank == rank);
+        let best = rest.iter().map(|r| r.rank).min()?;
+        let mut len = 0;
+        for i in 0..rest.len() {
+            if rest[i].rank == best {
+                rest.swap(i, len);
+                len += 1;
+            }
+        }
         if self.balancing == Balancing::RoundRobin {
+            // The swaps may have moved them.
+            rest[..len].sort_unstable_by_key(|r| r.index);
             rest[..len].rotate_left(self.turn % len);
         }
         self.end = self.next + len;

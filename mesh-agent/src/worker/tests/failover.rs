@@ -272,6 +272,40 @@ async fn a_worker_that_is_stopped_costs_a_second_and_is_taken_back() {
 }
 
 #[tokio::test]
+async fn a_worker_that_is_stopped_slows_few_calls_of_many() {
+    let mesh = Mesh::new();
+    let (a, c) = (
+        TestPod::start(&mesh, "a").await,
+        TestPod::start(&mesh, "c").await,
+    );
+    let b = TestPod::start(&mesh, "b").await;
+    let service = SocketAddr::new(next_ip(), 80);
+    let mut endpoints = Vec::new();
+    for pod in [&b, &c] {
+        let (listener, at) = pod.listen(&mesh).await;
+        tokio::spawn(serve_echo(listener));
+        endpoints.push(endpoint(at, &pod.identity));
+    }
+    // As it is without a ServicePolicy: least requests, out after three failures.
+    mesh.publish(service, &endpoints);
+    call(&a, service).await;
+    let stopped = Stopped::new(&b);
+    let callers = (0..10).map(|_| async {
+        for _ in 0..40 {
+            call(&a, service).await;
+        }
+    });
+    futures_util::future::join_all(callers).await;
+    stopped.resume();
+    let met = a.count("nodemesh_failovers_total", "tunnel_refused").await
+        + a.count("nodemesh_failovers_total", "tunnel_connect").await;
+    println!("of 400 calls, ten at a time, {met} met the stopped worker");
+    // Until it is ejected, no more than are under way at once.
+    assert!((1..=10).contains(&met), "{met}");
+    assert_eq!(a.count("nodemesh_outlier_ejections_total", "").await, 1);
+}
+
+#[tokio::test]
 async fn a_stale_tunnel_to_a_lone_endpoint_is_not_waited_for() {
     let mesh = Mesh::new();
     let a = TestPod::start(&mesh, "a").await;
