@@ -35,6 +35,8 @@ To try it out, make a demo PKI first, then a token for each node:
       --listen 10.0.0.1:15012
   mesh-control token create --state-dir state --node node-a
 
+`meshctl status` and `meshctl why` ask it, as root, by control.sock in its --state-dir.
+
 Exit status: 0 stopped by SIGTERM or SIGINT, 64 wrong options or files they name, 1 failed
 while running. The level of the log is set by RUST_LOG (default: info); grants and refusals
 are logged with target \"audit\"."

@@ -3,7 +3,8 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 
 use support::MANIFESTS;
@@ -88,6 +89,14 @@ fn it_serves_until_sigterm_and_takes_tokens_made_meanwhile() {
             nodes.join(asked).await
         });
     joined.expect("the token is good");
+
+    // The admin socket is in the state folder.
+    let mut socket = UnixStream::connect(pki.path("state/control.sock")).unwrap();
+    socket.write_all(b"{\"op\":\"status\"}\n").unwrap();
+    let mut answer = String::new();
+    BufReader::new(socket).read_line(&mut answer).unwrap();
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["status"]["workloads"], 3);
 
     let pid = running.0.id().to_string();
     assert!(
