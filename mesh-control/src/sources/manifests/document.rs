@@ -15,9 +15,10 @@ use super::schema::{Head, Label, Name, Named, Pod, Service};
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     file: Arc<Path>,
-    /// The document, after as many empty lines as come before it in the file: so the parser
-    /// counts as the operator does.
+    /// The document.
     text: Arc<str>,
+    /// Lines before it in the file.
+    offset: usize,
 }
 
 impl Place {
@@ -38,7 +39,7 @@ impl Place {
     }
 
     fn line(&self, path: &[Step]) -> usize {
-        locate::line(&self.text, path)
+        self.offset + locate::line(&self.text, path)
     }
 }
 
@@ -70,7 +71,8 @@ pub(super) fn read(path: &Path, text: &str, found: &mut Found) {
     for (offset, text) in split(text) {
         let place = Place {
             file: file.clone(),
-            text: format!("{}{text}", "\n".repeat(offset)).into(),
+            text: text.into(),
+            offset,
         };
         read_document(&place, found);
     }
@@ -126,7 +128,13 @@ fn parse_own<T: DeserializeOwned>(head: &Head, place: &Place) -> Result<T, Mista
 }
 
 fn parse<T: DeserializeOwned>(place: &Place) -> Result<T, Mistake> {
-    let deserializer = serde_yaml_ng::Deserializer::from_str(&place.text);
+    if let Ok(object) = serde_yaml_ng::from_str(&place.text) {
+        return Ok(object);
+    }
+    // Read again to find the field, and after as many empty lines as come before the document in
+    // its file: so the parser counts as the operator does.
+    let padded = format!("{}{}", "\n".repeat(place.offset), place.text);
+    let deserializer = serde_yaml_ng::Deserializer::from_str(&padded);
     serde_path_to_error::deserialize(deserializer).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
