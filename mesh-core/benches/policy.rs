@@ -387,7 +387,7 @@ fn compile() {
         let policy = PodPolicy::for_workload(&mesh, &pod, Vec::new());
         let built = started.elapsed();
         let started = Instant::now();
-        let kernel = KernelPolicy::new(&policy, &mesh);
+        let kernel = KernelPolicy::new(&policy, &pod.addresses, &mesh);
         let compiled = started.elapsed();
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         println!(

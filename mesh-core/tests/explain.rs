@@ -211,6 +211,9 @@ fn places_that_nobody_decides_on_or_that_lead_nowhere() {
         (Route::Unknown, Outcome::Allowed)
     );
     let web: Arc<str> = "shop/web.shop.svc.cluster.local".into();
+    // Its own endpoint.
+    let own = (Route::Service(web.clone()), Outcome::Allowed);
+    assert_eq!(outcome("10.0.0.2", "10.96.0.1", 80), own);
     let nowhere = (Route::Service(web), Outcome::Refused(Reason::NoEndpoint));
     assert_eq!(outcome("10.0.0.1", "10.96.0.1", 81), nowhere);
 }

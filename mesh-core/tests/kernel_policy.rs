@@ -128,8 +128,20 @@ fn decide(
 }
 
 /// Every decision that the source's worker could come to.
-fn tcp_out(policy: &PodPolicy, mesh: &Mesh, address: IpAddr, port: u16) -> Vec<Option<Reason>> {
-    let decide = |at, workload, dialled| {
+fn tcp_out(
+    policy: &PodPolicy,
+    own: &[IpAddr],
+    mesh: &Mesh,
+    (address, port): (IpAddr, u16),
+) -> Vec<Option<Reason>> {
+    let is_own = |address: IpAddr| {
+        own.iter()
+            .any(|o| o.to_canonical() == address.to_canonical())
+    };
+    let decide = |at: (IpAddr, u16), workload, dialled| {
+        if is_own(at.0) {
+            return None;
+        }
         decide(
             policy,
             Direction::Outbound,
@@ -139,6 +151,9 @@ fn tcp_out(policy: &PodPolicy, mesh: &Mesh, address: IpAddr, port: u16) -> Vec<O
             dialled,
         )
     };
+    if is_own(address) {
+        return Vec::new();
+    }
     match mesh.resolve(address.to_canonical(), port) {
         Resolution::Unknown => vec![decide((address, port), None, None)],
         Resolution::Workload(e) => vec![decide((address, port), Some(&e.workload), None)],
@@ -192,6 +207,7 @@ fn the_kernel_refuses_what_the_worker_would_and_lets_through_the_udp_that_policy
         generated::policies(10),
         mesh(),
         prop::collection::vec(generated::address(), 0..3),
+        prop::collection::vec(generated::address(), 0..2),
     );
     let met: RefCell<BTreeMap<&str, u32>> = RefCell::default();
     let config = Config {
@@ -199,16 +215,21 @@ fn the_kernel_refuses_what_the_worker_would_and_lets_through_the_udp_that_policy
         failure_persistence: None,
         ..Config::default()
     };
-    let outcome = TestRunner::new(config).run(&strategy, |(policies, mesh, resolvers)| {
+    let outcome = TestRunner::new(config).run(&strategy, |(policies, mesh, resolvers, mut own)| {
+        // No pod has a service's address.
+        own.retain(|address| mesh.service_at(address.to_canonical()).is_none());
         let policy = PodPolicy::new(policies, Vec::new(), resolvers);
-        let kernel = KernelPolicy::new(&policy, &mesh);
+        let kernel = KernelPolicy::new(&policy, &own, &mesh);
         prop_assert_eq!(kernel.left_out, 0);
         for (address, port) in addresses().flat_map(|a| PORTS.map(|port| (a, port))) {
             let mut met = met.borrow_mut();
             let mut meet = |what, is| *met.entry(what).or_default() += u32::from(is);
+            let is_own = own
+                .iter()
+                .any(|o| o.to_canonical() == address.to_canonical());
             let at_service = mesh.service_at(address.to_canonical()).is_some();
 
-            let decisions = tcp_out(&policy, &mesh, address, port);
+            let decisions = tcp_out(&policy, &own, &mesh, (address, port));
             let denied = Some(Reason::PolicyDenied);
             let denied = !decisions.is_empty() && decisions.iter().all(|d| *d == denied);
             let verdict = kernel.look_up(KernelClass::TcpOut, address, port);
@@ -221,6 +242,7 @@ fn the_kernel_refuses_what_the_worker_would_and_lets_through_the_udp_that_policy
             );
             meet("looked up", true);
             meet("denied", denied);
+            meet("own", is_own);
             meet("denied at a service", denied && at_service);
 
             let allow = Some(KernelVerdict::Allow);
@@ -250,6 +272,7 @@ fn the_kernel_refuses_what_the_worker_would_and_lets_through_the_udp_that_policy
         ("looked up", 400_000),
         ("denied", 10_000),
         ("denied at a service", 100),
+        ("own", 10_000),
         ("UDP out", 5_000),
         ("UDP out to a service", 500),
         ("UDP in", 2_000),
@@ -311,7 +334,7 @@ fn what_has_no_room_is_left_to_the_worker_or_stays_refused() {
     let resolver: IpAddr = "192.0.2.53".parse().unwrap();
     let new = |policies| {
         let policy = PodPolicy::new(policies, Vec::new(), vec![resolver]);
-        let kernel = KernelPolicy::new(&policy, &mesh);
+        let kernel = KernelPolicy::new(&policy, &[], &mesh);
         assert!(kernel.prefixes.len() <= MAX_PREFIXES);
         let verdicts = kernel.prefixes.values().map(BTreeMap::len);
         assert!(verdicts.sum::<usize>() <= MAX_VERDICTS);
@@ -352,6 +375,6 @@ fn what_has_no_room_is_left_to_the_worker_or_stays_refused() {
 
 #[test]
 fn nothing_said_is_nothing_to_look_up() {
-    let kernel = KernelPolicy::new(&PodPolicy::default(), &many_workloads().0);
+    let kernel = KernelPolicy::new(&PodPolicy::default(), &[], &many_workloads().0);
     assert_eq!(kernel, KernelPolicy::default());
 }

@@ -193,7 +193,7 @@ impl Rules {
         (own.compiled != Some(view.places)).then(|| {
             own.compiled = Some(view.places);
             kernel_rules::Rules {
-                policy: KernelPolicy::new(&own.policy, &view.mesh),
+                policy: KernelPolicy::new(&own.policy, &own.basis.workload.addresses, &view.mesh),
                 audit: own.content.audit,
             }
         })

@@ -207,7 +207,7 @@ impl<'a> Context<'a> {
         if source.enrolment != Enrolment::Enforce || self.udp() {
             return None;
         }
-        let kernel = KernelPolicy::new(self.policy.as_ref()?, self.mesh);
+        let kernel = KernelPolicy::new(self.policy.as_ref()?, &source.addresses, self.mesh);
         let refuses = |place: &Place| {
             let class = KernelClass::TcpOut;
             kernel.look_up(class, place.dialled, self.question.port) == Some(KernelVerdict::Deny)
@@ -217,9 +217,17 @@ impl<'a> Context<'a> {
     }
 
     fn attempt(&self, place: &Place, places: &[Place]) -> Attempt {
-        let encrypted = self.encrypted(place);
-        let outbound = self.outbound(place, places, encrypted);
-        let arrives = outbound.as_ref().is_none_or(Verdict::passes);
+        // What a service leads back to the source stays in the pod.
+        let own = self
+            .source
+            .as_ref()
+            .filter(|w| w.addresses.contains(&place.address));
+        let encrypted = own.is_none() && self.encrypted(place);
+        let decided = own.is_none() || self.udp();
+        let outbound = decided
+            .then(|| self.outbound(place, places, encrypted))
+            .flatten();
+        let arrives = decided && outbound.as_ref().is_none_or(Verdict::passes);
         let inbound = arrives.then(|| self.inbound(place, encrypted)).flatten();
         Attempt {
             workload: place.workload.clone(),

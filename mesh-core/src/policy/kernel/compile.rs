@@ -21,6 +21,8 @@ use crate::model::{Endpoint, Mesh, Resolution, Service, Workload};
 
 pub(super) struct Compiler<'a> {
     mesh: &'a Mesh,
+    /// The pod's own addresses.
+    own: &'a [IpAddr],
     resolvers: &'a [IpAddr],
     /// Every block that a term names, and both families as wholes.
     blocks: Blocks,
@@ -31,7 +33,7 @@ pub(super) struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    pub(super) fn new(policy: &'a PodPolicy, mesh: &'a Mesh) -> Self {
+    pub(super) fn new(policy: &'a PodPolicy, own: &'a [IpAddr], mesh: &'a Mesh) -> Self {
         let mut said: HashMap<Condition, Said> = HashMap::new();
         for policy in policy.authorizations() {
             for clause in clauses(policy) {
@@ -67,6 +69,7 @@ impl<'a> Compiler<'a> {
         }
         Self {
             mesh,
+            own,
             resolvers: policy.resolvers(),
             blocks,
             said: all,
@@ -105,13 +108,23 @@ impl<'a> Compiler<'a> {
                 }
             }
         }
+        for &address in self.own {
+            let address = address.to_canonical();
+            let known = hosts.remove(&address);
+            let mut said = known
+                .or_else(|| self.of_address(address).cloned())
+                .unwrap_or_default();
+            said.tcp_denied = Ports::default();
+            hosts.insert(address, said);
+        }
         // What is denied of endpoints is denied of the service in front of them.
         let denies = |s: &Said| !s.tcp_denied.is_empty() || !s.udp_out.deny.is_empty();
         if self.said.iter().any(denies) || !self.attributed.is_empty() {
             for service in self.mesh.services() {
                 for &address in &service.addresses {
                     let owner = self.mesh.service_at(address);
-                    if owner.is_some_and(|owner| owner.key == service.key) {
+                    let owned = owner.is_some_and(|owner| owner.key == service.key);
+                    if owned && !self.is_own(address) {
                         let said = self.of_service(service, address, &hosts);
                         hosts.insert(address.to_canonical(), said);
                     }
@@ -119,6 +132,11 @@ impl<'a> Compiler<'a> {
             }
         }
         hosts
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.own.iter().any(|own| own.to_canonical() == address)
     }
 
     fn owns(&self, workload: &Workload, address: IpAddr) -> bool {
@@ -134,6 +152,7 @@ impl<'a> Compiler<'a> {
     ) -> Cow<'s, Said> {
         let address = endpoint.address.to_canonical();
         let known = match self.attributed.is_empty() {
+            _ if self.is_own(address) => hosts.get(&address),
             true => self.of_address(address),
             false => hosts
                 .get(&address)

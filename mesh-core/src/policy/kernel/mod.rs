@@ -65,11 +65,13 @@ impl KernelPolicy {
     /// endpoints are. UDP is allowed where [`PodPolicy::decide`] allows it to or from a plain
     /// peer; to a virtual address unless a DENY matches one of the endpoints behind it.
     ///
+    /// `own` are the pod's own addresses: TCP to them stays in the pod, and is nobody's to deny.
+    ///
     /// Looks at the mesh only for what needs it: at services for denials, at workloads for
     /// terms that name a peer by more than its address.
     #[must_use]
-    pub fn new(policy: &PodPolicy, mesh: &Mesh) -> Self {
-        Compiler::new(policy, mesh).compile()
+    pub fn new(policy: &PodPolicy, own: &[IpAddr], mesh: &Mesh) -> Self {
+        Compiler::new(policy, own, mesh).compile()
     }
 
     /// The programs' look-up, in words that can be tested.
