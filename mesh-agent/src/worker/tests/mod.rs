@@ -10,6 +10,7 @@ mod harness;
 mod health;
 mod inbound_policy;
 mod lifecycle;
+mod many;
 mod memory;
 mod outbound_policy;
 mod peers;
