@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::fchown;
 use std::os::unix::process::CommandExt;
@@ -144,13 +145,13 @@ impl<'a> PodCommand<'a> {
             .stderr(owned(&stderr, self.uid)?)
             .process_group(0);
         become_app(&mut command, &procs, self.pod, self.uid);
-        let child = command.spawn().with_context(|| {
-            format!(
-                "starting {} as an app of {}",
-                path.display(),
-                self.pod.key()
-            )
-        })?;
+        let what = format!("{} to start in {}", path.display(), self.pod.key());
+        let child = wait::until(&what, wait::PATIENCE, || match command.spawn() {
+            // A thread that forked while the program was copied here still has it open.
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => Ok(None),
+            started => Ok(Some(started)),
+        })?
+        .with_context(|| what)?;
         Ok(App {
             name: format!("{name} in {}", self.pod.key()),
             child,

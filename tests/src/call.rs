@@ -75,6 +75,8 @@ impl Open {
     pub fn dial(netns: &Netns, to: SocketAddr) -> Result<Self, Called> {
         let stream = netns.run(|| TcpStream::connect_timeout(&to, PATIENCE));
         let stream = stream.map_err(|error| match error.raw_os_error() {
+            // It was, so soon that the wait for the connection saw the reset.
+            Some(libc::ECONNRESET) => Called::Reset,
             Some(errno) => Called::NotConnected(errno),
             None => Called::Silent,
         })?;

@@ -50,6 +50,7 @@ impl Way {
 const UNKNOWN: (&str, &str) = (WORKER, "destination_unknown");
 const NOT_WORKER: (&str, &str) = (KERNEL, "wall_not_worker");
 const PROTOCOL: (&str, &str) = (KERNEL, "wall_protocol");
+const UDP: (&str, &str) = (KERNEL, "udp_not_allowed");
 const BARE: (&str, &str) = (KERNEL, "wall_bare_segment");
 
 const WAYS: &[Way] = &[
@@ -69,6 +70,9 @@ const WAYS: &[Way] = &[
     way("bind-reserved", (KERNEL, "bind_reserved_port"), true),
     way("plain", UNKNOWN, true).at(Place::Root),
     way("plain", UNKNOWN, true).at(Place::OtherWorker),
+    way("udp", UDP, true),
+    way("udp", UDP, true).at(Place::Root),
+    way("udp", UDP, true).at(Place::OtherWorker),
     way("raw-syn", NOT_WORKER, true),
     way("raw-data", NOT_WORKER, true),
     // The kernel's own answers come from there: what they may not carry is refused.

@@ -1,6 +1,5 @@
 //! The mesh in a lab: started, told of pods, ended.
 
-use std::fmt::Display;
 use std::net::IpAddr;
 use std::{process, thread};
 
@@ -91,14 +90,6 @@ impl Lab {
             adds.into_iter().map(join).collect()
         });
         added.map(drop)
-    }
-
-    /// What `meshctl why` says of TCP from a pod to an address.
-    ///
-    /// # Errors
-    /// If it fails.
-    pub fn why(&self, source: &str, to: impl Display) -> Result<String> {
-        self.control().meshctl(&["why", source, &to.to_string()])
     }
 
     fn tell_agent(&self, pod: &Pod) -> Result<()> {

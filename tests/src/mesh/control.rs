@@ -3,8 +3,9 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::daemon::Daemon;
 use super::{TRUST_DOMAIN, run};
@@ -70,17 +71,39 @@ impl Control {
             })
     }
 
-    /// A command of `meshctl` that asks this component; what it says.
+    /// A command of `meshctl` that asks this component.
+    ///
+    /// # Errors
+    /// If it isn't built.
+    pub fn meshctl(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(programs::mesh_binary("meshctl")?);
+        command.args(arguments).arg("--control-socket");
+        command.arg(self.state.join("control.sock"));
+        Ok(command)
+    }
+
+    /// What `meshctl status` says.
     ///
     /// # Errors
     /// With what it said, if it fails.
-    pub fn meshctl(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = std::process::Command::new(programs::mesh_binary("meshctl")?);
-        command
-            .args(arguments)
-            .arg("--control-socket")
-            .arg(self.state.join("admin.sock"));
-        run(&mut command)
+    pub fn status(&self) -> Result<String> {
+        run(&mut self.meshctl(&["status"])?)
+    }
+
+    /// What `meshctl why` says of TCP from there to there.
+    ///
+    /// # Errors
+    /// If it can't tell; a flow that would be refused is no error.
+    pub fn why(&self, source: &str, to: &str) -> Result<String> {
+        let output = self.meshctl(&["why", source, to])?.output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let words = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            !said.is_empty(),
+            "meshctl why {source} {to}: {}",
+            words.trim()
+        );
+        Ok(said)
     }
 
     /// Where agents find it.
@@ -94,7 +117,7 @@ impl Control {
     /// # Errors
     /// With what `mesh-control token create` said.
     pub fn token(&self, node: &str) -> Result<String> {
-        let mut command = std::process::Command::new(self.daemon.program());
+        let mut command = Command::new(self.daemon.program());
         command.args(["token", "create", "--state-dir"]);
         command.arg(&self.state).args(["--node", node]);
         Ok(run(&mut command)

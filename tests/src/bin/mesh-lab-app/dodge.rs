@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, Error, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -54,6 +54,7 @@ fn dodge(
         "bind-reserved" => dial(to.into(), data, |socket| {
             socket.bind(&SockAddr::from(SocketAddrV4::new(own, 15008)))
         }),
+        "udp" => UdpSocket::bind((own, 0))?.send_to(data, to).map(drop),
         "raw-syn" => raw(
             to,
             &frame::ipv4(&ends, &frame::tcp(&ends, frame::SYN, data)),
