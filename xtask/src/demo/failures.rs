@@ -1,13 +1,13 @@
 //! Steps about what fails: workers, supervisors, control.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use mesh_lab::{Lab, Netns, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -152,10 +152,10 @@ impl Load {
 }
 
 /// A connection that stays open, from the frontend to the cache.
-struct RedisConnection(TcpStream);
+pub(crate) struct RedisConnection(TcpStream);
 
 impl RedisConnection {
-    fn open(lab: &Lab) -> Result<Self> {
+    pub(crate) fn open(lab: &Lab) -> Result<Self> {
         let to = SocketAddr::new(lab.pod(CACHE).v4().into(), 6379);
         let netns = &lab.pod(FRONTEND).netns;
         let stream = netns.run(|| TcpStream::connect(to)).context("to redis")?;
@@ -163,6 +163,14 @@ impl RedisConnection {
         let mut connection = Self(stream);
         connection.ping()?;
         Ok(connection)
+    }
+
+    /// Waits for it to be reset.
+    pub(crate) fn wait_reset(&mut self) -> Result<()> {
+        match self.0.read(&mut [0; 16]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
+            other => bail!("waiting for a reset of the connection to redis: {other:?}"),
+        }
     }
 
     fn ping(&mut self) -> Result<()> {

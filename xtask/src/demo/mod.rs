@@ -2,6 +2,7 @@
 
 mod failures;
 mod narrator;
+mod policy;
 mod stage;
 mod traffic;
 
@@ -50,6 +51,18 @@ const STEPS: &[(&str, Step)] = &[
     (
         "A destination that nobody knows is refused, and told why",
         traffic::unknown_destination,
+    ),
+    (
+        "A member that no rule allows is refused, and told why",
+        policy::refused,
+    ),
+    (
+        "A policy is edited: an open connection is cut, and allowed again",
+        policy::edited,
+    ),
+    (
+        "An endpoint of a service fails, and nobody notices",
+        policy::endpoint_fails,
     ),
     (
         "A worker is killed under load, with control stopped",

@@ -1,20 +1,28 @@
 //! The demo's topology and what is kept from step to step.
 
+use std::ffi::OsStr;
+use std::process::Command;
+
 use anyhow::{Context, Result, ensure};
 use mesh_lab::wire::Capture;
 use mesh_lab::{App, Lab, Plan, PodSpec, ServiceSpec, servers};
 
 use super::narrator::Narrator;
+use super::policy;
 
 pub(crate) const FRONTEND: &str = "shop/frontend";
 pub(crate) const WEB: &str = "shop/web";
 pub(crate) const CACHE: &str = "data/cache";
+/// The endpoints of the service `shop/prices`, one on each node.
+pub(crate) const PRICES: [&str; 2] = ["shop/prices-a", "shop/prices-b"];
 pub(crate) const BATCH: &str = "legacy/batch";
 pub(crate) const REPORTS: &str = "legacy/reports";
 
 /// Everything that runs.
 pub(crate) struct Stage {
     pub(crate) apps: Vec<App>,
+    /// nginx in each endpoint of `shop/prices`.
+    pub(crate) prices: Vec<App>,
     /// Of node-a's port on the fabric, from before the mesh started.
     pub(crate) capture: Option<Capture>,
     /// Random strings that apps have sent to other nodes.
@@ -23,7 +31,8 @@ pub(crate) struct Stage {
 }
 
 fn plan() -> Plan {
-    Plan::nodes(2)
+    let price = |name: &str, node| PodSpec::new("shop", name).app("prices").node(node);
+    let plan = Plan::nodes(2)
         .enrolled("shop")
         .enrolled("data")
         .namespace("legacy")
@@ -32,7 +41,13 @@ fn plan() -> Plan {
         .pod(PodSpec::new("shop", "web").node(1).port("http", 8080))
         .pod(PodSpec::new("data", "cache").node(1).port("redis", 6379))
         .pod(PodSpec::new("legacy", "reports").node(1).port("http", 80))
+        .pod(price("prices-a", 0))
+        .pod(price("prices-b", 1))
         .service(ServiceSpec::new("shop", "web").port(80, "http"))
+        .service(ServiceSpec::new("shop", "prices").port(80, "8080"))
+        .without_default_policy();
+    let policies = policy::manifests().into_iter();
+    policies.fold(plan, |plan, (name, content)| plan.manifest(name, &content))
 }
 
 impl Stage {
@@ -57,11 +72,18 @@ impl Stage {
         let web = servers::nginx(lab.pod(WEB), &[8080], "hello from web\\n")?;
         let cache = servers::redis(lab.pod(CACHE))?;
         let reports = servers::nginx(lab.pod(REPORTS), &[80], "hello from reports\\n")?;
-        tell.say("nginx in shop/web and legacy/reports, redis in data/cache: from the");
-        tell.say("distribution's packages, each as an unprivileged uid in its pod's namespace");
+        let mut prices = Vec::new();
+        for key in PRICES {
+            prices.push(servers::nginx(lab.pod(key), &[8080], key)?);
+        }
+        tell.say("nginx in shop/web, shop/prices-* and legacy/reports, redis in data/cache:");
+        tell.say(
+            "from the distribution's packages, each as an unprivileged uid in its pod's namespace",
+        );
         let capture = lab.capture(lab.node(0))?;
         Ok(Self {
             apps: vec![web, cache, reports],
+            prices,
             capture: Some(capture),
             nonces: Vec::new(),
             lab,
@@ -82,11 +104,9 @@ impl Stage {
         let inside = |pod: &str| format!("ip netns exec {}", lab.pod(pod).netns.name());
         let service = lab.service(WEB)[0];
         let fabric = format!("ip netns exec {}-fabric", lab.prefix());
-        let agent = lab.agent(0).admin(&["status"]);
-        let status: Vec<_> = std::iter::once(agent.get_program())
-            .chain(agent.get_args())
-            .map(|word| word.to_string_lossy())
-            .collect();
+        let status = words(&lab.agent(0).admin(&["status"]));
+        let why = ["why", PRICES[0], "data/cache:6379"];
+        let meshctl = [&why[..], &["status"]].map(|arguments| lab.control().meshctl(arguments));
         println!("\nIt is left running. In another terminal, as root:");
         tell.say(&format!("{} curl http://{service}/", inside(FRONTEND)));
         tell.say(&format!(
@@ -100,7 +120,14 @@ impl Stage {
             lab.pod(WEB).v4()
         ));
         tell.say(&format!("{fabric} tcpdump -ni f-node-a -A tcp port 15008"));
-        tell.say(&status.join(" "));
+        for command in meshctl.into_iter().flatten() {
+            tell.say(&words(&command));
+        }
+        tell.say(&format!(
+            "$EDITOR {}/allow-cache.yaml",
+            lab.manifests().display()
+        ));
+        tell.say(&status);
         tell.say(&format!("tail -f {}", lab.agent(1).daemon.log().display()));
         println!("\nCtrl-C ends it and removes all of it.");
     }
@@ -108,11 +135,19 @@ impl Stage {
     /// Ends the mesh and the lab, and checks that nothing of them is left.
     pub(crate) fn clear(mut self, tell: &Narrator) -> Result<()> {
         self.apps.clear();
+        self.prices.clear();
         self.capture = None;
         self.lab.finish()?;
         tell.holds("no process, namespace, link, cgroup, eBPF program, map or file of it is left");
         Ok(())
     }
+}
+
+/// A command as a person would type it.
+fn words(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(OsStr::to_string_lossy).collect();
+    words.join(" ")
 }
 
 /// Control and agents start, pods are added.
@@ -144,7 +179,8 @@ pub(crate) fn start_mesh(stage: &mut Stage, tell: &Narrator) -> Result<()> {
     }
     uids.sort_unstable();
     uids.dedup();
-    ensure!(uids.len() == 3, "workers share uids: {uids:?}");
+    let enrolled = lab.pods().filter(|pod| pod.namespace() != "legacy").count();
+    ensure!(uids.len() == enrolled, "workers share uids: {uids:?}");
     tell.holds("one worker process for each enrolled pod, each with a uid and a key of its own");
     Ok(())
 }
