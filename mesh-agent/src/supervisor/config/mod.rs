@@ -1,20 +1,16 @@
 //! Raw command line → validated configuration. Every mistake is reported at once.
 
+mod check;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use mesh_common::MAX_PODS;
-use mesh_core::identity::{NodeIdentity, TrustDomain};
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use tonic::transport::Uri;
 
 /// Exit status for a command line that can't be used (`EX_USAGE` of sysexits.h).
 pub const EX_USAGE: i32 = 64;
-
-/// Lowest worker uid that is accepted: below are the system's and its users' uids.
-const UID_FLOOR: u32 = 65_536;
 
 /// `mesh-agent run`, as given. Nothing is required here, so that [`Config::validate`] can
 /// report every mistake and not just the first.
@@ -155,15 +151,15 @@ impl Config {
     /// Every mistake there is, not just the first.
     pub fn validate(raw: RunArgs) -> Result<Self, Vec<ConfigFault>> {
         let mut faults = Vec::new();
-        let node = check_node(raw.node.as_deref(), &mut faults);
+        let node = check::node(raw.node.as_deref(), &mut faults);
         if !is_instance(&raw.instance) {
             let why = "use 1 to 32 lower-case letters, digits and '-'";
             faults.push(fault("--instance", &raw.instance, why));
         }
-        let control = check_control(raw.control.as_deref(), &mut faults);
+        let control = check::control(raw.control.as_deref(), &mut faults);
         let (trust_bundle_pem, trust_bundle) =
-            check_bundle(raw.trust_bundle.as_deref(), &mut faults);
-        let uid_base = check_uid_base(&raw.uid_base, &mut faults);
+            check::bundle(raw.trust_bundle.as_deref(), &mut faults);
+        let uid_base = check::uid_base(&raw.uid_base, &mut faults);
         let metrics_listen = raw.metrics_listen.as_deref().and_then(|text| {
             let parsed = text.parse();
             parsed
@@ -178,7 +174,7 @@ impl Config {
                 LogFormat::Text
             }
         };
-        let resolvers = check_resolvers(&raw.resolvers, &mut faults);
+        let resolvers = check::resolvers(&raw.resolvers, &mut faults);
         if raw.cluster_id.is_empty() || raw.cluster_id.contains('/') {
             let why = "must not be empty or contain '/'";
             faults.push(fault("--cluster-id", &raw.cluster_id, why));
@@ -227,145 +223,6 @@ pub(super) fn is_instance(text: &str) -> bool {
     is_name(text) && text.len() <= 32 && !text.contains('.')
 }
 
-fn check_node(node: Option<&str>, faults: &mut Vec<ConfigFault>) -> Option<String> {
-    let Some(node) = node else {
-        let why = "the name pods have in spec.nodeName";
-        faults.push(ConfigFault::Missing {
-            option: "--node",
-            why,
-        });
-        return None;
-    };
-    let domain: TrustDomain = "check".parse().expect("a trust domain");
-    match NodeIdentity::new(domain, node) {
-        Ok(_) => Some(node.to_owned()),
-        Err(why) => {
-            faults.push(fault("--node", node, why));
-            None
-        }
-    }
-}
-
-fn check_control(control: Option<&str>, faults: &mut Vec<ConfigFault>) -> Option<Uri> {
-    let Some(text) = control else {
-        let why = "where mesh-control listens, e.g. https://10.0.0.1:15012";
-        faults.push(ConfigFault::Missing {
-            option: "--control",
-            why,
-        });
-        return None;
-    };
-    let uri: Option<Uri> = text.parse().ok();
-    let uri = uri.filter(|u| u.scheme_str() == Some("https") && u.port_u16().is_some());
-    if uri.is_none() {
-        faults.push(fault("--control", text, "not https://HOST:PORT"));
-    }
-    uri
-}
-
-fn check_bundle(
-    path: Option<&Path>,
-    faults: &mut Vec<ConfigFault>,
-) -> (String, Vec<CertificateDer<'static>>) {
-    let Some(path) = path else {
-        let why = "the roots this node trusts, a PEM file (`meshctl pki init` makes a demo's)";
-        faults.push(ConfigFault::Missing {
-            option: "--trust-bundle",
-            why,
-        });
-        return Default::default();
-    };
-    let pem = match std::fs::read_to_string(path) {
-        Ok(pem) => pem,
-        Err(e) => {
-            let why = format!("can't be read: {e}");
-            faults.push(fault("--trust-bundle", path.display(), why));
-            return Default::default();
-        }
-    };
-    match CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>() {
-        Ok(roots) if !roots.is_empty() => (pem, roots),
-        Ok(_) => {
-            faults.push(fault(
-                "--trust-bundle",
-                path.display(),
-                "holds no certificate",
-            ));
-            Default::default()
-        }
-        Err(e) => {
-            let why = format!("is no PEM of certificates: {e}");
-            faults.push(fault("--trust-bundle", path.display(), why));
-            Default::default()
-        }
-    }
-}
-
-fn check_resolvers(texts: &[String], faults: &mut Vec<ConfigFault>) -> Vec<IpAddr> {
-    let mut resolvers = Vec::new();
-    for text in texts {
-        match text.parse::<IpAddr>().map(|address| address.to_canonical()) {
-            Ok(a) if a.is_unspecified() || a.is_multicast() => {
-                faults.push(fault("--resolver", text, "no host has this address"));
-            }
-            Ok(address) => resolvers.push(address),
-            Err(_) => faults.push(fault("--resolver", text, "not an IP address")),
-        }
-    }
-    resolvers
-}
-
-fn check_uid_base(text: &str, faults: &mut Vec<ConfigFault>) -> Option<u32> {
-    let base = match text.parse::<u32>() {
-        // u32::MAX and its neighbour mean "no uid" and "overflow uid" to parts of the kernel.
-        Ok(base) if (UID_FLOOR..=u32::MAX - 2 - MAX_PODS).contains(&base) => base,
-        Ok(_) => {
-            let why = format!("must lie in {UID_FLOOR}..={}", u32::MAX - 2 - MAX_PODS);
-            faults.push(fault("--uid-base", text, why));
-            return None;
-        }
-        Err(_) => {
-            faults.push(fault("--uid-base", text, "not a number"));
-            return None;
-        }
-    };
-    let subuid = std::fs::read_to_string("/etc/subuid").unwrap_or_default();
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    if let Some(owner) = uid_owner(base, &subuid, &passwd) {
-        let last = base + MAX_PODS - 1;
-        let why = format!("uids {base}..={last} overlap with {owner}; choose a free range");
-        faults.push(fault("--uid-base", text, why));
-        return None;
-    }
-    Some(base)
-}
-
-/// Who already has a uid of `base..base + MAX_PODS`, by /etc/subuid and /etc/passwd.
-fn uid_owner(base: u32, subuid: &str, passwd: &str) -> Option<String> {
-    let (first, last) = (u64::from(base), u64::from(base + MAX_PODS - 1));
-    for line in subuid.lines() {
-        let mut fields = line.split(':');
-        let (Some(name), Some(Ok(start)), Some(Ok(count))) = (
-            fields.next(),
-            fields.next().map(str::parse::<u64>),
-            fields.next().map(str::parse::<u64>),
-        ) else {
-            continue;
-        };
-        if count > 0 && start <= last && start.saturating_add(count - 1) >= first {
-            return Some(format!("{name}'s range in /etc/subuid"));
-        }
-    }
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        let uid: u64 = fields.nth(1)?.parse().ok()?;
-        (first..=last)
-            .contains(&uid)
-            .then(|| format!("user {name} in /etc/passwd"))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -405,13 +262,5 @@ mod tests {
             );
         }
         assert_eq!(faults.len(), 11, "{text:#?}");
-    }
-
-    #[test]
-    fn a_uid_range_that_somebody_has_is_refused() {
-        assert!(uid_owner(100_000, "root:100500:65536", "").is_some());
-        assert!(uid_owner(100_000, "root:101024:65536", "").is_none());
-        assert!(uid_owner(100_000, "", "app:x:101023:0::/:/bin/sh").is_some());
-        assert!(uid_owner(100_000, "", "app:x:101024:0::/:/bin/sh").is_none());
     }
 }
