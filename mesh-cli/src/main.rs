@@ -7,6 +7,7 @@ mod place;
 mod status;
 mod why;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -114,6 +115,12 @@ fn main() -> ExitCode {
 fn cant_tell(what: &str, error: &control::AskFault) -> ExitCode {
     eprintln!("{what}: {error}");
     ExitCode::from(why::CANT_TELL)
+}
+
+/// Prints an answer. Who has stopped reading it (`| head`) has seen enough.
+fn print(answer: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{}", answer.trim_end());
 }
 
 /// An answer as indented JSON.

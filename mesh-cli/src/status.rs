@@ -21,8 +21,8 @@ pub(crate) fn status(args: &StatusArgs) -> Result<(), AskFault> {
         answer.status
     })?;
     match args.control.output {
-        Output::Text => print!("{}", text(&status, now_s())),
-        Output::Json => println!("{}", crate::json(&status)),
+        Output::Text => crate::print(&text(&status, now_s())),
+        Output::Json => crate::print(&crate::json(&status)),
     }
     Ok(())
 }

@@ -49,8 +49,8 @@ pub(crate) fn why(args: &WhyArgs) -> Result<ExitCode, AskFault> {
     };
     let why = ask(&args.control.control_socket, &request, |answer| answer.why)?;
     match args.control.output {
-        Output::Text => println!("{}", why.text.trim_end()),
-        Output::Json => println!("{}", crate::json(&why)),
+        Output::Text => crate::print(&why.text),
+        Output::Json => crate::print(&crate::json(&why)),
     }
     Ok(match why.outcome {
         Outcome::Allowed | Outcome::Audited => ExitCode::SUCCESS,

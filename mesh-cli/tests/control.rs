@@ -2,7 +2,7 @@
 //! operator runs them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -265,4 +265,15 @@ fn status_shows_nodes_and_what_they_told() {
     assert_eq!(status["nodes"][0]["pods"][0]["report"]["worker_pid"], 4711);
     // The unhealthy pod made a new state, which the node has not told of yet.
     assert_eq!(status["nodes"][0]["report"]["behind"], true);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let control = Control::start();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_meshctl"));
+    command.args(["status", "--control-socket"]);
+    command.arg(control.socket()).stdout(Stdio::piped());
+    let mut running = command.spawn().expect("meshctl runs");
+    drop(running.stdout.take());
+    assert_eq!(running.wait().unwrap().code(), Some(0));
 }
