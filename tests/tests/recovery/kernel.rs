@@ -31,11 +31,13 @@ fn bpf(command: libc::c_int, attribute: &mut Attribute) -> io::Result<i32> {
 
 /// How many entries a pinned hash map has whose keys are no longer than 8 bytes.
 pub(crate) fn entries(agent: &Agent, map: &str) -> usize {
-    let pin = format!(
-        "{}/nodemesh-{}/v1/maps/{map}",
-        removal::BPFFS,
-        agent.instance
-    );
+    let pins = format!("{}/nodemesh-{}", removal::BPFFS, agent.instance);
+    // One folder, named by the version of the kernel interface.
+    let versions: Vec<_> = std::fs::read_dir(&pins).unwrap().flatten().collect();
+    let [version] = &versions[..] else {
+        panic!("pins of several versions: {versions:?}");
+    };
+    let pin = format!("{}/maps/{map}", version.path().display());
     let path = CString::new(pin.clone()).unwrap();
     let mut open = Attribute {
         first: path.as_ptr() as u64,
