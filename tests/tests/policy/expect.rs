@@ -118,8 +118,7 @@ pub(crate) fn served(lab: &Lab, from: Caller<'_>, to: SocketAddr) -> Result<()> 
     Ok(())
 }
 
-/// Calls until all of these are served, or none is. A worker tells of ten flows a second, so
-/// calls come no faster: what comes after is told of as well.
+/// Calls until all of these are served, or none is.
 pub(crate) fn wait_served(lab: &Lab, from: Caller<'_>, to: &[SocketAddr], served: bool) {
     let what = format!("calls to {to:?} to be served: {served}");
     wait::until_true(&what, wait::PATIENCE, || {
@@ -132,6 +131,7 @@ pub(crate) fn wait_served(lab: &Lab, from: Caller<'_>, to: &[SocketAddr], served
     .unwrap_or_else(|error| panic!("{error:#}\n{}", lab.log_tails()));
 }
 
+/// A worker tells of ten flows a second, so calls that are told of come no faster.
 const PACE: Duration = Duration::from_millis(100);
 
 fn first_line(text: &str) -> &str {
@@ -155,6 +155,7 @@ pub(crate) fn refused(
         Caller::Member(pod) => Some((pod, lab.agent(pod.node()).mark())),
         _ => None,
     };
+    thread::sleep(PACE);
     let called = call::tcp(from.netns(), to);
     let wanted = match expected.at {
         At::SourceKernel => Called::NotConnected(libc::EPERM),
@@ -196,6 +197,7 @@ pub(crate) fn audited(
     let count = || agent.audited(host, decider, expected.reason);
     let refusals = || agent.refused(host, decider, expected.reason);
     let (before, refused_before, mark) = (count()?, refusals()?, agent.mark());
+    thread::sleep(PACE);
     let called = call::tcp(from.netns(), to);
     ensure!(called.served(), "{called}");
     let line = agent.wait_refusal(mark, decider, &fields(expected, "audited"))?;
