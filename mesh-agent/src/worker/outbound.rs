@@ -41,6 +41,7 @@ pub(crate) async fn serve(
         Ok(to) => to,
         Err(fault) => return refuse(&context, app, &fault, client, None),
     };
+    let client = route::seen_client(&context, to, client);
     // Without it small writes wait for each other; a socket that is gone shows it on use.
     let _gone = app.set_nodelay(true);
     // The routing future is large and short-lived: it must not be part of this task.

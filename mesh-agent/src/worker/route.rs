@@ -212,7 +212,7 @@ pub(crate) async fn local(
 
 /// The client as others see it: the app's socket is a loopback one, its own address is the
 /// pod's.
-fn seen_client(context: &Context, to: SocketAddr, client: SocketAddr) -> SocketAddr {
+pub(crate) fn seen_client(context: &Context, to: SocketAddr, client: SocketAddr) -> SocketAddr {
     let ip = context.pod.address_like(to.ip()).unwrap_or(client.ip());
     SocketAddr::new(ip, client.port())
 }

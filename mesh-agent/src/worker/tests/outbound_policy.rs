@@ -260,8 +260,10 @@ async fn a_pod_may_always_call_itself() {
 /// A pod that calls another, or a place outside the mesh.
 async fn open(mesh: &Arc<Mesh>, a: &TestPod, to: SocketAddr, at: &TcpListener) -> [TcpStream; 2] {
     mesh.introduce(a.ip, None);
-    let client = a.dial(to).await;
-    let (server, _) = within("accept", at.accept()).await.unwrap();
+    let mut client = a.dial(to).await;
+    let (mut server, _) = within("accept", at.accept()).await.unwrap();
+    // Its own worker learns of the accept last: what is refused before is not cut.
+    exchange(&mut client, &mut server).await;
     [client, server]
 }
 
