@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use mesh_api::worker::{Refusal, TunnelOpened, refusal};
 use mesh_common::{EVENT_AUDITED, RefusalEvent};
+use mesh_core::explain;
+use mesh_core::policy::PolicyKey;
 use mesh_core::reason::Reason;
 use tokio::time::Instant;
 
@@ -117,16 +119,30 @@ fn address(bytes: [u8; 16], port: u16) -> String {
     if bytes == [0; 16] && port == 0 {
         return "unknown".to_owned();
     }
-    let ip = Ipv6Addr::from(bytes);
-    let ip = ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4);
-    SocketAddr::new(ip, port).to_string()
+    SocketAddr::new(ip(bytes), port).to_string()
+}
+
+fn ip(bytes: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(bytes).to_canonical()
+}
+
+/// The policy that the kernel denied a connect for, which it can't tell.
+fn denied_by(shared: &Shared, event: &RefusalEvent, pod: &PodKey) -> Option<PolicyKey> {
+    let policy = shared.kernel.source(event.slot)?;
+    let view = shared.discovery.view();
+    let uid = pod.workload_uid(&shared.config.cluster_id);
+    let to = (ip(event.destination), event.destination_port);
+    explain::denied_by(&view.mesh, &policy, view.mesh.workload(&uid)?, to)
 }
 
 fn log_kernel_refusal(shared: &Shared, event: &RefusalEvent) {
-    let pod = shared
-        .pod_in(event.slot)
-        .map_or_else(|| format!("slot {}", event.slot), |key| key.to_string());
+    let key = shared.pod_in(event.slot);
     let reason = capture::from_number(event.reason).map(capture::reason);
+    let denied = key
+        .as_ref()
+        .filter(|_| reason == Some(Reason::PolicyDenied))
+        .and_then(|key| denied_by(shared, event, key));
+    let pod = key.map_or_else(|| format!("slot {}", event.slot), |key| key.to_string());
     let (outcome, verb) = outcome_words(match event.flags & EVENT_AUDITED {
         0 => refusal::Outcome::Refused,
         _ => refusal::Outcome::Audited,
@@ -140,6 +156,7 @@ fn log_kernel_refusal(shared: &Shared, event: &RefusalEvent) {
         protocol = event.protocol,
         outcome = %outcome,
         reason = %reason.map_or("unknown", Reason::code),
+        policy = denied.as_deref().map(tracing::field::display),
         remedy = reason.map(Reason::remedy),
         suppressed = event.suppressed,
         "{verb}: {}",

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use mesh_core::policy::PodPolicy;
 use mesh_core::policy::kernel::KernelPolicy;
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -34,6 +35,8 @@ struct Book {
     wanted: BTreeMap<u32, Arc<Rules>>,
     /// What the kernel said to the last try.
     failed: BTreeMap<u32, String>,
+    /// What they were made from, to say which policy it was that the kernel refused for.
+    sources: BTreeMap<u32, Arc<PodPolicy>>,
 }
 
 impl Book {
@@ -51,6 +54,7 @@ impl Book {
         self.in_force.remove(&slot);
         self.wanted.remove(&slot);
         self.failed.remove(&slot);
+        self.sources.remove(&slot);
     }
 
     fn done(&mut self, slot: u32, rules: &Arc<Rules>) {
@@ -107,11 +111,18 @@ impl KernelRules {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A pod's policy shall be this one, soon.
-    pub(super) fn want(&self, slot: u32, rules: Rules) {
-        if self.book().want(slot, rules) {
+    /// A pod's policy shall be this one, made from `source`, soon.
+    pub(super) fn want(&self, slot: u32, rules: Rules, source: Arc<PodPolicy>) {
+        let mut book = self.book();
+        book.sources.insert(slot, source);
+        if book.want(slot, rules) {
             self.news.notify_one();
         }
+    }
+
+    /// What the policy of a slot was made from.
+    pub(super) fn source(&self, slot: u32) -> Option<Arc<PodPolicy>> {
+        self.book().sources.get(&slot).cloned()
     }
 
     /// A slot has no policy any more, or a fresh one.

@@ -149,7 +149,7 @@ impl PodTask {
     /// told.
     pub(super) fn follow_discovery(&mut self, view: &View) -> bool {
         let news = self.rules.refresh(view, &self.goal.uid);
-        if let Some(rules) = self.rules.for_kernel(view) {
+        if let Some((rules, source)) = self.rules.for_kernel(view) {
             if rules.policy.left_out > 0 {
                 let (pod, left_out) = (&self.record.key, rules.policy.left_out);
                 tracing::warn!(
@@ -158,7 +158,7 @@ impl PodTask {
                     "the kernel has no room for all address blocks of the pod's policy: the worker decides on their TCP, their UDP is refused"
                 );
             }
-            self.shared.kernel.want(self.record.slot, rules);
+            self.shared.kernel.want(self.record.slot, rules, source);
         }
         news
     }

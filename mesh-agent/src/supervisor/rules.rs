@@ -121,7 +121,7 @@ fn checks(workload: &Workload, services: &[Arc<Service>]) -> Vec<HealthCheck> {
 struct Own {
     basis: Basis,
     content: Content,
-    policy: PodPolicy,
+    policy: Arc<PodPolicy>,
     /// The places that the kernel's policy was last made from; `None` where it is to be made.
     compiled: Option<u64>,
 }
@@ -146,7 +146,7 @@ impl Rules {
                 own.basis = basis;
                 let news = own.content != content;
                 if news {
-                    own.policy = content.compile();
+                    own.policy = content.compile().into();
                     own.content = content;
                     own.compiled = None;
                 }
@@ -155,7 +155,7 @@ impl Rules {
             None => {
                 let content = Content::of(view, &basis);
                 self.own = Some(Own {
-                    policy: content.compile(),
+                    policy: content.compile().into(),
                     basis,
                     content,
                     compiled: None,
@@ -188,14 +188,18 @@ impl Rules {
     }
 
     /// What the kernel is to have; `None` where nothing of it can have changed.
-    pub(super) fn for_kernel(&mut self, view: &View) -> Option<kernel_rules::Rules> {
+    pub(super) fn for_kernel(
+        &mut self,
+        view: &View,
+    ) -> Option<(kernel_rules::Rules, Arc<PodPolicy>)> {
         let own = self.own.as_mut()?;
         (own.compiled != Some(view.places)).then(|| {
             own.compiled = Some(view.places);
-            kernel_rules::Rules {
+            let rules = kernel_rules::Rules {
                 policy: KernelPolicy::new(&own.policy, &own.basis.workload.addresses, &view.mesh),
                 audit: own.content.audit,
-            }
+            };
+            (rules, own.policy.clone())
         })
     }
 }

@@ -8,8 +8,10 @@ use std::time::Duration;
 use mesh_agent::channel::SupervisorChannel;
 use mesh_agent::sandbox::Newborn;
 use mesh_api::WORKER_PROTOCOL_VERSION;
+use mesh_api::policy::{Action, AuthorizationPolicy, Direction, Peer, Rule, Target, target};
 use mesh_api::worker::{
-    Certificate, Start, ToSupervisor, ToWorker, TrustBundle, to_supervisor, to_worker,
+    Certificate, Change, Changes, PodPolicy, Start, ToSupervisor, ToWorker, TrustBundle, change,
+    to_supervisor, to_worker,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose,
@@ -103,11 +105,41 @@ pub(crate) fn start(worker: &Newborn) {
         pod: Some(pod),
         ..Start::default()
     });
-    exchange(worker, vec![start], |message| match message {
+    exchange(worker, vec![start, policy()], |message| match message {
         to_supervisor::Message::Ready(_) => Some(()),
         to_supervisor::Message::StartFailed(failed) => panic!("no start: {}", failed.why),
         _ => None,
     });
+}
+
+/// Every member of the namespace may call the pod.
+fn policy() -> to_worker::Message {
+    let target = target::Kind::Namespace(true);
+    let members = Peer {
+        namespace: "default".into(),
+        ..Peer::default()
+    };
+    let allow = AuthorizationPolicy {
+        key: "default/members".into(),
+        target: Some(Target { kind: Some(target) }),
+        direction: Direction::Inbound.into(),
+        action: Action::Allow.into(),
+        rules: vec![Rule {
+            peers: vec![members],
+            ports: Vec::new(),
+        }],
+    };
+    let policy = change::Change::Policy(PodPolicy {
+        version: "1".into(),
+        authorizations: vec![allow],
+        ..PodPolicy::default()
+    });
+    to_worker::Message::Changes(Changes {
+        changes: vec![Change {
+            change: Some(policy),
+        }],
+        more: false,
+    })
 }
 
 async fn receive(channel: &SupervisorChannel) -> (to_supervisor::Message, Vec<OwnedFd>) {

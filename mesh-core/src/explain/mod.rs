@@ -149,6 +149,46 @@ pub fn explain(mesh: &Mesh, question: &Question, resolvers: &[IpAddr]) -> Explan
     }
 }
 
+/// The policy that denies TCP of `source`, whose policy is `policy`, to a place that it dials: the
+/// kernel refuses such a connect without saying which it was.
+#[must_use]
+pub fn denied_by(
+    mesh: &Mesh,
+    policy: &PodPolicy,
+    source: &Arc<Workload>,
+    (address, port): (IpAddr, u16),
+) -> Option<PolicyKey> {
+    let question = Question {
+        source: Source::Workload(source.clone()),
+        destination: Destination::Address(address),
+        port,
+        protocol: Protocol::Tcp,
+    };
+    let (_, places) = place::places(mesh, &question, Some(source));
+    places.iter().find_map(|place| {
+        let encrypted = place.workload.as_ref().is_some_and(|w| w.enrolled());
+        let decision = policy.decide(&outbound_flow(place, encrypted, Protocol::Tcp));
+        let denied = decision.refused == Some(Reason::PolicyDenied);
+        denied.then(|| decision.policy.cloned()).flatten()
+    })
+}
+
+fn outbound_flow(place: &Place, encrypted: bool, protocol: Protocol) -> Flow<'_> {
+    let known = place.workload.as_deref();
+    Flow {
+        direction: Direction::Outbound,
+        peer: Peer {
+            address: place.address,
+            member: encrypted,
+            identity: known.map(|workload| &workload.identity),
+            services: &place.services,
+            labels: known.map_or(&NO_LABELS, |workload| &workload.labels),
+        },
+        port: place.port,
+        protocol,
+    }
+}
+
 fn outcome(route: &Route, kernel: Option<Reason>, attempts: &[Attempt]) -> Outcome {
     let refusals = || attempts.iter().filter_map(Attempt::refusal);
     let audited = attempts.iter().any(|attempt| {
@@ -249,7 +289,7 @@ impl<'a> Context<'a> {
     fn outbound(&self, place: &Place, places: &[Place], encrypted: bool) -> Option<Verdict> {
         let (policy, source) = (self.policy.as_ref()?, self.source.as_ref()?);
         let at = |place, encrypted| {
-            let flow = self.outbound_flow(place, encrypted);
+            let flow = outbound_flow(place, encrypted, self.question.protocol);
             verdict(policy, source, &flow, place)
         };
         let Some(service) = place.service.as_ref().filter(|_| self.udp()) else {
@@ -274,22 +314,6 @@ impl<'a> Context<'a> {
             };
             Some(verdict(policy, source, &flow, place))
         })
-    }
-
-    fn outbound_flow<'p>(&self, place: &'p Place, encrypted: bool) -> Flow<'p> {
-        let known = place.workload.as_deref();
-        Flow {
-            direction: Direction::Outbound,
-            peer: Peer {
-                address: place.address,
-                member: encrypted,
-                identity: known.map(|workload| &workload.identity),
-                services: &place.services,
-                labels: known.map_or(&NO_LABELS, |workload| &workload.labels),
-            },
-            port: place.port,
-            protocol: self.question.protocol,
-        }
     }
 
     fn udp(&self) -> bool {

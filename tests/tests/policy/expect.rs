@@ -229,20 +229,20 @@ fn decider<'a>(lab: &'a Lab, from: Caller<'a>, to: SocketAddr, at: At) -> Result
 
 /// What the log says of it.
 fn fields<'a>(expected: &Refused<'a>, outcome: &'a str) -> Vec<(&'static str, &'a str)> {
-    let direction = match expected.at {
-        At::SourceKernel => return vec![("reason", expected.reason), ("by", "kernel")],
-        At::Source => "outbound",
-        At::Destination => "inbound",
+    let by = match expected.at {
+        At::SourceKernel => ("by", "kernel"),
+        At::Source => ("direction", "outbound"),
+        At::Destination => ("direction", "inbound"),
     };
     vec![
         ("reason", expected.reason),
         ("policy", expected.policy),
-        ("direction", direction),
+        by,
         ("outcome", outcome),
     ]
 }
 
-/// Which flow it was. At its source the pod is named, and its own address says no more.
+/// Which flow it was. A socket that the kernel refuses at `connect` has no address yet.
 fn names_ends(from: Caller<'_>, to: SocketAddr, at: At, line: &Refusal) -> Result<()> {
     let address = |field: &str| -> Result<SocketAddr> {
         let address = line.field(field).parse();
@@ -253,7 +253,7 @@ fn names_ends(from: Caller<'_>, to: SocketAddr, at: At, line: &Refusal) -> Resul
         "another destination: {}",
         line.line()
     );
-    if at == At::Destination {
+    if at != At::SourceKernel {
         let source = address("source")?.ip().to_canonical();
         ensure!(
             from.addresses().contains(&source),
