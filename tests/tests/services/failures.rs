@@ -1,13 +1,13 @@
 //! An endpoint fails while calls come in: what callers see, and how long a call takes that
 //! meets it.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use mesh_lab::call::Open;
 use mesh_lab::{Lab, Pod, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::net::SocketAddr;
 
 use super::group::{self, Call, ENDPOINTS, PLAIN_PORT, SERVICE};
 
@@ -100,20 +100,40 @@ fn a_pod_that_is_behind_a_black_hole() {
 #[test]
 fn a_worker_that_cannot_be_reached() {
     let (lab, _servers) = start();
+    unreachable_at(&lab, lab.service(SERVICE)[0], "ip");
+}
+
+#[test]
+fn a_worker_that_cannot_be_reached_over_ipv6() {
+    let (lab, _servers) = start();
+    unreachable_at(&lab, lab.service(SERVICE)[1], "ip6");
+}
+
+/// The victim's node refuses tunnels to it over one family, that of the address called.
+fn unreachable_at(lab: &Lab, address: IpAddr, family: &str) {
+    group::wait_all_serve_at(lab, address);
+    let mut own = victim(lab).addresses().into_iter();
+    let own = own
+        .find(|own| own.is_ipv4() == address.is_ipv4())
+        .expect("an address of each family");
     let rules = format!(
-        "table ip refusing {{ chain forward {{ type filter hook forward priority 0; \
-         ip daddr {} tcp dport 15008 reject with tcp reset\n }}\n }}\n",
-        victim(&lab).v4()
+        "table {family} refusing {{ chain forward {{ type filter hook forward priority 0; \
+         {family} daddr {own} tcp dport 15008 counter reject with tcp reset\n }}\n }}\n",
     );
     let path = lab.folder().join("refusing.nft");
     std::fs::write(&path, rules).unwrap();
-    let mut nft = lab.node(1).netns.command("nft");
-    let loaded = nft.arg("-f").arg(path).status().unwrap();
+    let nft = || lab.node(1).netns.command("nft");
+    let loaded = nft().arg("-f").arg(path).status().unwrap();
     assert!(loaded.success());
-    let calls = group::calls(&lab, CALLS, INTERVAL);
-    let slowest = assert_all_served(&lab, "refusing", &calls);
+    let calls = group::calls_at(lab, address, CALLS, INTERVAL);
+    let slowest = assert_all_served(lab, &format!("refusing, {family}"), &calls);
     assert_left_alone("refusing", &calls);
     assert!(slowest < SLOW, "nobody waits for a refusal: {slowest:?}");
+    // It was tried over that family, and refused.
+    let listed = nft().args(["list", "table", family, "refusing"]).output();
+    let listed = String::from_utf8(listed.unwrap().stdout).unwrap();
+    assert!(listed.contains("counter packets"), "{listed}");
+    assert!(!listed.contains("counter packets 0 "), "{listed}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The service that all tests call.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -65,14 +65,18 @@ pub(crate) struct Call {
     pub(crate) by: Result<String, String>,
 }
 
-/// Calls the service's HTTP port once.
+/// Calls the service's HTTP port once, by its IPv4 address.
 pub(crate) fn call(lab: &Lab) -> Call {
     call_for(lab, PATIENCE)
 }
 
 /// As [`call`], given up after `timeout`.
 pub(crate) fn call_for(lab: &Lab, timeout: Duration) -> Call {
-    let to = SocketAddr::new(lab.service(SERVICE)[0], HTTP_PORT);
+    call_at(lab, lab.service(SERVICE)[0], timeout)
+}
+
+fn call_at(lab: &Lab, address: IpAddr, timeout: Duration) -> Call {
+    let to = SocketAddr::new(address, HTTP_PORT);
     let begun = Instant::now();
     let answer = call::http(&lab.pod(CLIENT).netns, to, "/", timeout);
     Call {
@@ -84,12 +88,17 @@ pub(crate) fn call_for(lab: &Lab, timeout: Duration) -> Call {
 
 /// So many calls, one begun every `interval` whatever becomes of those before.
 pub(crate) fn calls(lab: &Lab, count: usize, interval: Duration) -> Vec<Call> {
+    calls_at(lab, lab.service(SERVICE)[0], count, interval)
+}
+
+/// As [`calls`], by this address of the service.
+pub(crate) fn calls_at(lab: &Lab, address: IpAddr, count: usize, interval: Duration) -> Vec<Call> {
     let started = Instant::now();
     thread::scope(|scope| {
         let begin = |number: u32| {
             let at = started + interval * number;
             thread::sleep(at.saturating_duration_since(Instant::now()));
-            scope.spawn(|| call(lab))
+            scope.spawn(|| call_at(lab, address, PATIENCE))
         };
         let begun: Vec<_> = (0..).take(count).map(begin).collect();
         begun.into_iter().map(|call| call.join().unwrap()).collect()
@@ -107,9 +116,14 @@ pub(crate) fn shares(calls: &[Call]) -> BTreeMap<&str, usize> {
 
 /// Waits until each endpoint has answered.
 pub(crate) fn wait_all_serve(lab: &Lab) {
+    wait_all_serve_at(lab, lab.service(SERVICE)[0]);
+}
+
+/// As [`wait_all_serve`], by this address of the service.
+pub(crate) fn wait_all_serve_at(lab: &Lab, address: IpAddr) {
     let mut seen = Vec::new();
     wait::until_true("each endpoint to answer", wait::PATIENCE, || {
-        seen.push(call(lab));
+        seen.push(call_at(lab, address, PATIENCE));
         Ok(shares(&seen).len() == ENDPOINTS.len())
     })
     .unwrap_or_else(|error| panic!("{error:#}: {seen:?}\n{}", lab.log_tails()));
