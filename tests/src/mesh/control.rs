@@ -95,12 +95,26 @@ impl Control {
     /// # Errors
     /// If it can't tell; a flow that would be refused is no error.
     pub fn why(&self, source: &str, to: &str) -> Result<String> {
-        let output = self.meshctl(&["why", source, to])?.output()?;
+        self.why_with(&[source, to])
+    }
+
+    /// What `meshctl why --protocol udp` says, as [`Self::why`].
+    ///
+    /// # Errors
+    /// As [`Self::why`].
+    pub fn why_udp(&self, source: &str, to: &str) -> Result<String> {
+        self.why_with(&[source, to, "--protocol", "udp"])
+    }
+
+    fn why_with(&self, arguments: &[&str]) -> Result<String> {
+        let arguments = [&["why"], arguments].concat();
+        let output = self.meshctl(&arguments)?.output()?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let words = String::from_utf8_lossy(&output.stderr);
         ensure!(
             !said.is_empty(),
-            "meshctl why {source} {to}: {}",
+            "meshctl {}: {}",
+            arguments.join(" "),
             words.trim()
         );
         Ok(said)

@@ -97,7 +97,7 @@ impl<'a> Caller<'a> {
     }
 
     /// As `meshctl why` takes it.
-    fn name(self, to: SocketAddr) -> String {
+    pub(crate) fn name(self, to: SocketAddr) -> String {
         match self {
             Self::Member(pod) | Self::Plain(pod) => pod.key(),
             Self::Host(host) if to.is_ipv4() => host.v4().to_string(),
@@ -131,10 +131,11 @@ pub(crate) fn wait_served(lab: &Lab, from: Caller<'_>, to: &[SocketAddr], served
     .unwrap_or_else(|error| panic!("{error:#}\n{}", lab.log_tails()));
 }
 
-/// A worker tells of ten flows a second, so calls that are told of come no faster.
-const PACE: Duration = Duration::from_millis(100);
+/// A worker tells of ten flows a second, so calls that are told of come no faster. The kernel
+/// tells of more.
+pub(crate) const PACE: Duration = Duration::from_millis(100);
 
-fn first_line(text: &str) -> &str {
+pub(crate) fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 

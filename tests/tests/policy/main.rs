@@ -4,7 +4,9 @@
 mod audit;
 mod egress;
 mod expect;
+mod headless;
 mod live;
 mod rules;
 mod scopes;
+mod targets;
 mod udp;

@@ -113,8 +113,10 @@ fn member<'a>(lab: &'a Lab, key: &str) -> Caller<'a> {
     Caller::Member(lab.pod(key))
 }
 
-const ALL_OUT: &str = "{target: {mesh: true}, direction: Outbound, action: Allow, rules: [{}]}";
-const ALL_IN: &str = "{target: {mesh: true}, direction: Inbound, action: Allow, rules: [{}]}";
+pub(crate) const ALL_OUT: &str =
+    "{target: {mesh: true}, direction: Outbound, action: Allow, rules: [{}]}";
+pub(crate) const ALL_IN: &str =
+    "{target: {mesh: true}, direction: Inbound, action: Allow, rules: [{}]}";
 
 #[test]
 fn inbound_each_kind_of_peer_opens_its_port_and_no_other() {

@@ -2,12 +2,13 @@
 //! and the rest doesn't.
 
 use std::net::{IpAddr, SocketAddr};
+use std::thread;
 
 use anyhow::{Result, ensure};
 use mesh_lab::call::{self, Datagram};
-use mesh_lab::{Lab, Plan, Pod, PodSpec, ServiceSpec, manifest, servers, wait};
+use mesh_lab::{Enrolment, Lab, Plan, Pod, PodSpec, ServiceSpec, manifest, servers, wait};
 
-use super::expect::{Caller, Checks, both};
+use super::expect::{Caller, Checks, PACE, both, first_line};
 
 const REASON: &str = "udp_not_allowed";
 
@@ -20,6 +21,14 @@ fn exchange(from: Caller<'_>, to: (Caller<'_>, SocketAddr)) -> Result<Datagram> 
     )
 }
 
+/// What `why` has to say first of a datagram from there to there.
+fn why_says(lab: &Lab, from: Caller<'_>, to: SocketAddr, says: &str) -> Result<()> {
+    let why = lab.control().why_udp(&from.name(to), &to.to_string())?;
+    let said = first_line(&why).contains(&format!(": {says}"));
+    ensure!(said, "`why` says no {says:?} but:\n{why}");
+    Ok(())
+}
+
 /// A datagram that doesn't arrive, for what a pod's node decides on it.
 fn refused(lab: &Lab, decider: &Pod, from: Caller<'_>, to: (Caller<'_>, SocketAddr)) -> Result<()> {
     let (agent, host) = (lab.agent(decider.node()), lab.node(decider.node()));
@@ -29,17 +38,56 @@ fn refused(lab: &Lab, decider: &Pod, from: Caller<'_>, to: (Caller<'_>, SocketAd
         matches!(became, Datagram::Lost | Datagram::NotSent(libc::EPERM)),
         "it is {became:?}"
     );
-    let fields = [("reason", REASON), ("by", "kernel")];
+    let fields = [("reason", REASON), ("by", "kernel"), ("outcome", "refused")];
     agent.wait_refusal(mark, decider, &fields)?;
     wait::until_true("the datagram to be counted", wait::PATIENCE, || {
         Ok(agent.refused(host, decider, REASON)? > before)
-    })
+    })?;
+    why_says(lab, from, to.1, &format!("refused, {REASON}:"))
 }
 
-fn answered(from: Caller<'_>, to: (Caller<'_>, SocketAddr)) -> Result<()> {
+fn answered(lab: &Lab, from: Caller<'_>, to: (Caller<'_>, SocketAddr)) -> Result<()> {
     let became = exchange(from, to)?;
     ensure!(became == Datagram::Answered, "it is {became:?}");
-    Ok(())
+    why_says(lab, from, to.1, "allowed")
+}
+
+/// A pod's datagrams that passed for audit only, and those that were refused.
+fn kernel_counts(lab: &Lab, pod: &Pod) -> Result<[f64; 2]> {
+    let (agent, host) = (lab.agent(pod.node()), lab.node(pod.node()));
+    let labels = [
+        format!("pod=\"{}\"", pod.key()),
+        format!("reason=\"{REASON}\""),
+    ];
+    let labels = labels.each_ref().map(String::as_str);
+    Ok([
+        agent.metric(host, "nodemesh_kernel_audited_total", &labels)?,
+        agent.metric(host, "nodemesh_kernel_refusals_total", &labels)?,
+    ])
+}
+
+/// A datagram and its answer that both pass, and are told of as ones that would be refused.
+fn audited(lab: &Lab, decider: &Pod, from: Caller<'_>, to: (Caller<'_>, SocketAddr)) -> Result<()> {
+    let agent = lab.agent(decider.node());
+    let ([audited, refused], mark) = (kernel_counts(lab, decider)?, agent.mark());
+    let became = exchange(from, to)?;
+    ensure!(became == Datagram::Answered, "it is {became:?}");
+    let counts = kernel_counts(lab, decider)?;
+    ensure!(
+        counts == [audited + 2.0, refused],
+        "audited and refused were {audited} and {refused}, are {counts:?}"
+    );
+    let destination = to.1.to_string();
+    let fields = [
+        ("reason", REASON),
+        ("by", "kernel"),
+        ("outcome", "audited"),
+        ("destination", &destination),
+    ];
+    let line = agent.wait_refusal(mark, decider, &fields)?;
+    let said = line.line().contains("would be refused");
+    ensure!(said, "the log says: {}", line.line());
+    why_says(lab, from, to.1, "let through for audit, would be refused")
 }
 
 #[test]
@@ -69,7 +117,7 @@ fn udp_passes_where_both_ends_name_it() {
         let there = (member(web), to);
         checks.add(
             &format!("named at both ends: {to}"),
-            answered(member(client), there),
+            answered(&lab, member(client), there),
         );
         let result = refused(&lab, other, member(other), there);
         checks.add(&format!("not named by the source's policy: {to}"), result);
@@ -84,7 +132,10 @@ fn udp_passes_where_both_ends_name_it() {
     }
     for address in outside.addresses() {
         let there = (outside, SocketAddr::new(address, 9000));
-        checks.add("to the outside, named", answered(member(client), there));
+        checks.add(
+            "to the outside, named",
+            answered(&lab, member(client), there),
+        );
         let result = refused(&lab, other, member(other), there);
         checks.add("to the outside, not named", result);
     }
@@ -95,8 +146,74 @@ fn udp_passes_where_both_ends_name_it() {
     for to in both(legacy, 9000) {
         checks.add(
             "outside the mesh",
-            answered(outside, (Caller::Plain(legacy), to)),
+            answered(&lab, outside, (Caller::Plain(legacy), to)),
         );
+    }
+    checks.assert(&lab);
+}
+
+#[test]
+fn audit_lets_udp_pass_counts_it_and_tells_of_it() {
+    let to_outside = "{direction: Outbound, action: Allow, rules: [\
+                      {peers: [{cidr: 10.201.0.100/32}, {cidr: \"fd00:c9::64/128\"}], \
+                      ports: [{port: 9000, protocol: UDP}]}]}";
+    let plan = Plan::nodes(2)
+        .audited("trial")
+        .namespace("legacy")
+        .without_default_policy()
+        .pod(PodSpec::new("trial", "client"))
+        .pod(PodSpec::new("trial", "web").node(1))
+        .pod(PodSpec::new("legacy", "server").node(1))
+        .manifest("out", &manifest::authorization("trial/out", to_outside));
+    let lab = Lab::with_mesh(plan).unwrap();
+    let [client, web, legacy] =
+        ["trial/client", "trial/web", "legacy/server"].map(|key| lab.pod(key));
+    let (from, outside) = (Caller::Member(client), Caller::Host(lab.outside()));
+    let at_outside = |port: u16| {
+        let addresses = outside.addresses().into_iter();
+        addresses.map(move |ip| (outside, SocketAddr::new(ip, port)))
+    };
+    let at_legacy = || both(legacy, 9000).into_iter();
+    let at_legacy = || at_legacy().map(|to| (Caller::Plain(legacy), to));
+    let at_web = || both(web, 9000).into_iter();
+    let at_web = || at_web().map(|to| (Caller::Member(web), to));
+    let mut checks = Checks::default();
+    for there in at_outside(9000) {
+        checks.add("named", answered(&lab, from, there));
+    }
+    let counts = kernel_counts(&lab, client).unwrap();
+    assert_eq!(counts, [0.0, 0.0], "what is named is not told of");
+    for there in at_outside(9001).chain(at_legacy()) {
+        let result = audited(&lab, client, from, there);
+        checks.add(&format!("not named, to {}", there.1), result);
+    }
+    for there in at_web() {
+        let result = audited(&lab, web, outside, there);
+        checks.add(&format!("not named, from outside to {}", there.1), result);
+    }
+
+    // The same pods, enforced.
+    lab.set_enrolment("trial", Enrolment::Enforce).unwrap();
+    for (caller, there) in [
+        (from, at_legacy().next().unwrap()),
+        (outside, at_web().next().unwrap()),
+    ] {
+        wait::until_true("the datagram to be refused", wait::PATIENCE, || {
+            thread::sleep(PACE);
+            Ok(exchange(caller, there)? != Datagram::Answered)
+        })
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", lab.log_tails()));
+    }
+    for there in at_outside(9000) {
+        checks.add("enforced, named", answered(&lab, from, there));
+    }
+    for there in at_outside(9001).chain(at_legacy()) {
+        let result = refused(&lab, client, from, there);
+        checks.add(&format!("enforced, to {}", there.1), result);
+    }
+    for there in at_web() {
+        let result = refused(&lab, web, outside, there);
+        checks.add(&format!("enforced, from outside to {}", there.1), result);
     }
     checks.assert(&lab);
 }
