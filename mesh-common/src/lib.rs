@@ -21,8 +21,8 @@ pub use flow::{
     SOCKET_APP_ACCEPTED, SOCKET_CAPTURED, SOCKET_FROM_APP, SOCKET_NONE, SOCKET_WORKER, SocketState,
 };
 pub use pod::{
-    GlobalConfig, LISTENER_PLAINTEXT_V4, LISTENER_PLAINTEXT_V6, LISTENERS_PER_POD,
-    POD_HAS_LISTENER_V6, POD_HAS_V4, POD_HAS_V6, PodConfig, WallConfig,
+    GlobalConfig, LISTENER_PLAINTEXT_V4, LISTENER_PLAINTEXT_V6, LISTENERS_PER_POD, POD_CUT_OFF,
+    POD_HAS_LISTENER_V6, POD_HAS_V4, POD_HAS_V6, PodConfig, WALL_CUT_OFF, WallConfig,
 };
 pub use policy::{
     POLICY_ALLOW, POLICY_AUDIT, POLICY_BLOCK, POLICY_CLASS_BITS, POLICY_DENY,
@@ -31,7 +31,7 @@ pub use policy::{
 };
 
 /// Version of everything in this crate. Pins live in a folder named after it.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Most pods one agent can enrol; slots are `0..MAX_PODS`.
 pub const MAX_PODS: u32 = 1024;

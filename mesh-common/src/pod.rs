@@ -36,6 +36,10 @@ pub const POD_HAS_V6: u32 = 1 << 1;
 /// The worker has a listener on `::1` (a pod can have IPv6 switched off).
 pub const POD_HAS_LISTENER_V6: u32 = 1 << 2;
 
+/// Nothing is captured: every connect is refused, and nothing is steered to a worker. For a pod
+/// that can't be served safely.
+pub const POD_CUT_OFF: u32 = 1 << 3;
+
 /// A pod's host-side device, keyed by its ifindex in the node's namespace.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +48,12 @@ pub struct WallConfig {
     pub worker_cgroup_id: u64,
     /// As in [`PodConfig`].
     pub slot: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// `WALL_*` flags.
+    pub flags: u32,
 }
+
+/// Nothing passes, in either direction.
+pub const WALL_CUT_OFF: u32 = 1;
 
 /// Listeners of one pod in the `LISTENERS` sockmap.
 pub const LISTENERS_PER_POD: u32 = 2;

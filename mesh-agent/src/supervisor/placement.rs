@@ -65,7 +65,7 @@ impl PodTask {
         let wall = WallConfig {
             worker_cgroup_id: cgroup.id(),
             slot: self.record.slot,
-            reserved: 0,
+            flags: 0,
         };
         let ports_added = self
             .record

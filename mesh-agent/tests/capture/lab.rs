@@ -161,7 +161,7 @@ impl Lab {
         let wall = WallConfig {
             worker_cgroup_id: pod.config.worker_cgroup_id,
             slot: pod.slot,
-            reserved: 0,
+            flags: 0,
         };
         in_netns(&node, || capture.attach_wall(pod.ifindex, wall)).unwrap();
         let worker = pod.worker.as_ref().unwrap();

@@ -266,7 +266,7 @@ fn a_wall_without_a_device_is_an_error_that_names_it() {
     let wall = WallConfig {
         worker_cgroup_id: 1,
         slot: 0,
-        reserved: 0,
+        flags: 0,
     };
     let node = lab.node_netns();
     let capture = lab.capture();
