@@ -1,6 +1,6 @@
 //! The few bpf(2) commands that aya doesn't offer for every kind of link: creating,
-//! updating, pinning and asking links alike, deleting from an array of maps, and writing
-//! many elements of a map at once.
+//! updating, pinning and asking links alike, making maps without BTF and arrays of them, deleting
+//! from an array of maps, and writing many elements of a map at once.
 
 use std::ffi::CString;
 use std::io;
@@ -21,7 +21,9 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
+const BPF_MAP_TYPE_HASH: u32 = 1;
 const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
+const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 const BPF_F_NO_PREALLOC: u32 = 1;
 
 /// Attach before every other program (of a tcx hook).
@@ -168,17 +170,50 @@ pub(super) fn delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
     bpf(BPF_MAP_DELETE_ELEM, &attributes(&head)).map(drop)
 }
 
+/// Makes a hash with room for that many elements.
+pub(super) fn create_hash<K: Pod, V: Pod>(max_entries: u32) -> io::Result<OwnedFd> {
+    let (key, value) = (size::<K>(), size::<V>());
+    create_map(&[
+        BPF_MAP_TYPE_HASH,
+        key,
+        value,
+        max_entries,
+        BPF_F_NO_PREALLOC,
+    ])
+}
+
 /// Makes a longest-prefix trie with room for that many elements.
 pub(super) fn create_trie<K: Pod, V: Pod>(max_entries: u32) -> io::Result<OwnedFd> {
     let (key, value) = (size::<K>(), size::<V>());
-    let head = [
+    create_map(&[
         BPF_MAP_TYPE_LPM_TRIE,
         key,
         value,
         max_entries,
         BPF_F_NO_PREALLOC,
-    ];
-    let fd = bpf(BPF_MAP_CREATE, &attributes(&head))?;
+    ])
+}
+
+/// Makes an array for maps that are like the template. The name is for whoever lists the maps.
+pub(super) fn create_array_of_maps(
+    name: &str,
+    max_entries: u32,
+    template: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    let fd_bytes = size::<RawFd>();
+    let (kind, template) = (BPF_MAP_TYPE_ARRAY_OF_MAPS, raw(template.as_raw_fd()));
+    let mut head = vec![kind, fd_bytes, fd_bytes, max_entries, 0, template, 0];
+    // The kernel wants a zero after the name.
+    let mut bytes = [0; 16];
+    let len = name.len().min(bytes.len() - 1);
+    bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
+    let words = bytes.chunks_exact(4);
+    head.extend(words.map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]])));
+    create_map(&head)
+}
+
+fn create_map(head: &[u32]) -> io::Result<OwnedFd> {
+    let fd = bpf(BPF_MAP_CREATE, &attributes(head))?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -10,6 +10,7 @@ mod clsact;
 mod counters;
 mod error;
 mod events;
+mod inner;
 mod netns;
 mod object;
 mod pins;
@@ -105,6 +106,7 @@ impl Capture {
 
     fn create(options: &CaptureOptions, config: GlobalConfig) -> Result<Self> {
         let temporary = pins::temporary(options)?;
+        inner::create_arrays(&temporary)?;
         let mut loader = Loader::new(&temporary)?;
         let mut object = loader.open()?;
         let mut maps = Maps::open(&temporary)?;

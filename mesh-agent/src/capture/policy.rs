@@ -17,7 +17,7 @@ use mesh_core::policy::kernel::{KernelClass, KernelPolicy, KernelVerdict};
 use super::abi::{self, Abi};
 use super::error::{self, CaptureError, Result};
 use super::pods::check;
-use super::{Capture, bpf};
+use super::{Capture, bpf, inner};
 
 /// One pod's policy for [`Capture::set_policies`].
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +143,7 @@ fn build(slot: u32, entries: &Entries) -> Result<OwnedFd> {
         });
     }
     let make = || {
-        let trie = bpf::create_trie::<Key<Abi<PolicyKey>>, Abi<PolicyEntry>>(count)?;
+        let trie = inner::create_policy(count)?;
         bpf::update_batch(trie.as_fd(), &entries.keys, &entries.values)?;
         Ok(trie)
     };
