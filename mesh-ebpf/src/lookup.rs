@@ -1,7 +1,7 @@
 //! `sk_lookup`, one instance per enrolled namespace: inbound TCP goes to the worker's
 //! plaintext listener, whatever its port, and nowhere when there is none.
 
-use aya_ebpf::bindings::{sk_action::SK_DROP, sk_action::SK_PASS};
+use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_REPLACE, sk_action::SK_DROP, sk_action::SK_PASS};
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::{
     FLOW_KIND_APP_DIAL, FlowKey, KernelReason, LISTENER_PLAINTEXT_V4, LISTENER_PLAINTEXT_V6,
@@ -67,7 +67,11 @@ pub(crate) fn steer(ctx: &SkLookupContext) -> u32 {
     } else {
         LISTENER_PLAINTEXT_V4
     };
-    let reason = match LISTENERS.redirect_sk_lookup(ctx, slot * LISTENERS_PER_POD + kind, 0) {
+    let listener = slot * LISTENERS_PER_POD + kind;
+    // Of several programs' choices the last counts, and a drop counts for nothing beside one:
+    // what a program before this one has chosen is overruled.
+    let flags = u64::from(BPF_SK_LOOKUP_F_REPLACE);
+    let reason = match LISTENERS.redirect_sk_lookup(ctx, listener, flags) {
         Ok(()) => return SK_PASS,
         Err(e) if e == -ENOENT => KernelReason::LookupNoListener,
         Err(_) => KernelReason::LookupAssignFailed,

@@ -19,6 +19,7 @@
 pub mod app;
 pub mod call;
 pub mod cgroup;
+pub mod foreign;
 pub mod inject;
 pub mod interrupt;
 pub mod lab;

@@ -1,6 +1,7 @@
 //! The capture, with real eBPF, in network namespaces of its own. Needs root.
 
 mod agreement;
+mod foreign;
 mod frame;
 mod inbound;
 mod injection;

@@ -1,0 +1,119 @@
+//! eBPF programs of somebody else, to stand beside the mesh's own: a socket load balancer, a
+//! steering of inbound connections, traffic-control programs. They are written in the kernel's
+//! instructions and loaded by bare system calls, so they share nothing with what they test.
+
+mod instructions;
+mod programs;
+mod syscall;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+pub use programs::{AttachType, Map, Program};
+
+use syscall::{Attributes, bpf, bpf_fd};
+
+const OBJ_PIN: libc::c_long = 6;
+const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const PROG_QUERY: libc::c_long = 16;
+const LINK_CREATE: libc::c_long = 28;
+
+/// Attach before every other program (of a tcx hook).
+pub const BEFORE: u32 = 1 << 3;
+
+/// What a program hangs on.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// A cgroup's folder or a network namespace.
+    Fd(BorrowedFd<'a>),
+    /// A device of the caller's network namespace.
+    Ifindex(u32),
+}
+
+/// An attached program; it is taken off when this is dropped, or some moments later.
+#[derive(Debug)]
+pub struct Link {
+    fd: OwnedFd,
+}
+
+impl Target<'_> {
+    fn number(self) -> u32 {
+        match self {
+            Self::Fd(fd) => fd.as_raw_fd().cast_unsigned(),
+            Self::Ifindex(ifindex) => ifindex,
+        }
+    }
+}
+
+impl Program {
+    /// Attaches it, by default after those that are there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn attach(&self, target: Target<'_>, kind: AttachType, flags: u32) -> io::Result<Link> {
+        let program = self.as_fd().as_raw_fd().cast_unsigned();
+        let mut attributes = Attributes::of(&[program, target.number(), kind as u32, flags]);
+        let fd = bpf_fd(LINK_CREATE, &mut attributes)?;
+        Ok(Link { fd })
+    }
+
+    /// Attaches it to a cgroup.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn attach_cgroup(&self, cgroup: &Path, kind: AttachType) -> io::Result<Link> {
+        let folder = File::open(cgroup)?;
+        self.attach(Target::Fd(folder.as_fd()), kind, 0)
+    }
+
+    /// Pins it, for programs that take it from there (`tc filter add … bpf object-pinned`).
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn pin(&self, path: &Path) -> io::Result<()> {
+        let path = syscall::path(path)?;
+        let mut attributes = Attributes::of(&[0, 0, self.as_fd().as_raw_fd().cast_unsigned()]);
+        attributes.set_pointer(0, path.as_ptr().cast());
+        bpf(OBJ_PIN, &mut attributes).map(drop)
+    }
+
+    /// The number that the kernel knows it by.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn id(&self) -> io::Result<u32> {
+        let mut info = [0_u32; 32];
+        let mut attributes = Attributes::of(&[self.as_fd().as_raw_fd().cast_unsigned(), 128]);
+        attributes.set_pointer(2, info.as_mut_ptr().cast());
+        bpf(OBJ_GET_INFO_BY_FD, &mut attributes)?;
+        // SAFETY: in bounds; the kernel has written it behind the compiler's back.
+        Ok(unsafe { info.as_ptr().add(1).read_volatile() })
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The programs attached there, by id, in the order in which they run.
+///
+/// # Errors
+/// The kernel's.
+///
+/// # Panics
+/// If there are more than 128.
+pub fn programs_at(target: Target<'_>, kind: AttachType) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; 128];
+    let mut attributes = Attributes::of(&[target.number(), kind as u32]);
+    attributes.set_pointer(4, ids.as_mut_ptr().cast());
+    attributes.set(6, 128);
+    bpf(PROG_QUERY, &mut attributes)?;
+    let count = usize::try_from(attributes.get(6)).expect("a count");
+    // SAFETY: in bounds; the kernel has written them behind the compiler's back.
+    let id = |i| unsafe { ids.as_ptr().add(i).read_volatile() };
+    Ok((0..count).map(id).collect())
+}
