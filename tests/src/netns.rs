@@ -105,6 +105,19 @@ impl Netns {
         command
     }
 
+    /// Takes a device of the caller's namespace into this one, as a port of a bridge.
+    ///
+    /// # Errors
+    /// With `ip`'s own words.
+    pub(crate) fn adopt_device(&self, device: &str, bridge: &str) -> Result<()> {
+        let name = &self.name;
+        ip_batch(
+            Command::new("ip"),
+            &format!("link set {device} netns {name}\n"),
+        )?;
+        self.ip(&format!("link set {device} master {bridge} up\n"))
+    }
+
     /// Runs lines of `ip -batch` in the namespace.
     ///
     /// # Errors

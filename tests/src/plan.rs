@@ -164,6 +164,7 @@ pub struct Plan {
     pub(crate) manifests: Vec<(String, String)>,
     pub(crate) default_policy: bool,
     pub(crate) resolvers: Vec<String>,
+    pub(crate) part: Option<usize>,
 }
 
 impl Plan {
@@ -179,6 +180,7 @@ impl Plan {
             manifests: Vec::new(),
             default_policy: true,
             resolvers: Vec::new(),
+            part: None,
         }
     }
 
@@ -251,6 +253,15 @@ impl Plan {
     #[must_use]
     pub fn resolver(mut self, pod: &str) -> Self {
         self.resolvers.push(pod.to_owned());
+        self
+    }
+
+    /// Only the node with this index is on this machine, and control's host with the first.
+    /// The others are made too, so that names and addresses agree, but joined to nothing; the
+    /// fabric reaches the other machines by this one's device `eth0`, which is moved into it.
+    #[must_use]
+    pub fn part(mut self, node: usize) -> Self {
+        self.part = Some(node);
         self
     }
 

@@ -21,7 +21,8 @@ pub(crate) fn with_tests(workspace: &Path) -> Result<()> {
     exec::run(exec::cargo(workspace).args(["build", "--release", "--bins", "--tests"]))
 }
 
-fn kernel_programs(workspace: &Path) -> Result<()> {
+/// Builds the kernel programs, which mesh-agent embeds.
+pub(crate) fn kernel_programs(workspace: &Path) -> Result<()> {
     eprintln!("building the kernel programs");
     let object = ebpf::build(workspace).context("building the kernel programs")?;
     eprintln!("{}", object.display());

@@ -7,6 +7,7 @@ mod ebpf;
 mod exec;
 mod setup;
 mod test;
+mod vm_test;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -34,6 +35,11 @@ enum Command {
     /// Ends with the list of what was skipped, and why. A missing privilege is a failure,
     /// not a reason to skip.
     Test(test::TestArgs),
+    /// Test on stock kernels in virtual machines, emulated (root)
+    ///
+    /// Fetches the kernels, makes machines without a disk, and runs in them what hooks, walls,
+    /// nodes and budgets have to do on each. At most two machines at once.
+    VmTest(vm_test::VmTestArgs),
     /// Show the mesh at work on two nodes made of network namespaces (root)
     Demo(demo::DemoArgs),
     /// Measure the mesh against plain TCP and a haproxy pair, on the demo's topology (root)
@@ -49,6 +55,7 @@ fn main() -> ExitCode {
         Command::Ebpf => ebpf::build(workspace).map(|object| println!("{}", object.display())),
         Command::Build => build::run(workspace),
         Command::Test(args) => test::run(workspace, &args),
+        Command::VmTest(args) => vm_test::run(workspace, &args),
         Command::Demo(args) => demo::run(workspace, &args),
         Command::Bench(args) => bench::run(workspace, &args),
     };

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use mesh_lab::programs;
 
+use crate::vm_test::{self, VmTestArgs};
 use crate::{build, exec, setup};
 
 /// What to run
@@ -53,6 +54,7 @@ pub(crate) fn run(workspace: &Path, args: &TestArgs) -> Result<()> {
         step("demo", || {
             exec::run(Command::new(&xtask).args(["demo", "--check", "--no-build"]))
         })?;
+        step("vm-test", || vm_test::run(workspace, &VmTestArgs::all()))?;
     }
     println!("\nall passed in {} s", started.elapsed().as_secs());
     println!("skipped: {}", skipped.len());

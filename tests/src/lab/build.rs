@@ -94,7 +94,10 @@ impl Lab {
             .sysctl(&[("ipv6/conf/default/disable_ipv6", "1")])?;
         self.fabric
             .ip("link add br0 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up\n")?;
-        for host in self.nodes.iter().chain([&self.control_host, &self.outside]) {
+        if self.plan.part.is_some() {
+            self.fabric.adopt_device("eth0", "br0")?;
+        }
+        for host in self.hosts_here() {
             host.netns.sysctl(&[
                 ("ipv6/conf/all/accept_dad", "0"),
                 ("ipv6/conf/default/accept_dad", "0"),
@@ -103,12 +106,24 @@ impl Lab {
             ])?;
             host.plug_in(&self.fabric)?;
         }
-        for host in self.nodes.iter().chain([&self.control_host, &self.outside]) {
+        for host in self.hosts_here() {
             for node in self.nodes.iter().filter(|node| node.name() != host.name()) {
                 host.route_pods_of(node)?;
             }
         }
         Ok(())
+    }
+
+    /// The hosts that are joined to the fabric.
+    fn hosts_here(&self) -> impl Iterator<Item = &Host> {
+        let part = self.plan.part;
+        let nodes = self.nodes.iter().enumerate();
+        let nodes = nodes.filter(move |(index, _)| part.is_none_or(|part| part == *index));
+        let others = [&self.control_host, &self.outside];
+        let others = others
+            .into_iter()
+            .filter(move |_| part.is_none_or(|part| part == 0));
+        nodes.map(|(_, node)| node).chain(others)
     }
 
     pub(super) fn place_pod(&mut self, spec: PodSpec, netns: Netns) -> Result<()> {

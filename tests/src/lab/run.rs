@@ -1,7 +1,8 @@
 //! The mesh in a lab: started, told of pods, ended.
 
 use std::net::IpAddr;
-use std::{process, thread};
+use std::path::{Path, PathBuf};
+use std::{fs, process, thread};
 
 use anyhow::{Context, Result, bail};
 
@@ -39,16 +40,67 @@ impl Lab {
     /// # Errors
     /// If a binary isn't built, or any of them fails; with the end of its log.
     pub fn start_mesh(&mut self) -> Result<()> {
-        self.write_manifests()?;
+        let pki = self.make_pki()?;
+        let mut control = self.new_control(&pki)?;
+        control.start(&self.control_host)?;
+        let tokens: Result<Vec<String>> = self
+            .nodes
+            .iter()
+            .map(|host| control.token(host.name()))
+            .collect();
+        self.start_agents(control, pki, &tokens?)
+    }
+
+    /// [`Self::start_mesh`] for a lab that is a [part](Plan::part) of one: the first part makes
+    /// the PKI and starts control, and `exchange` takes what the other parts need to know from
+    /// it (a JSON text), or gives it to them.
+    ///
+    /// # Errors
+    /// As [`Self::start_mesh`], and those of `exchange`.
+    pub fn start_part(
+        &mut self,
+        exchange: impl FnOnce(Option<String>) -> Result<String>,
+    ) -> Result<()> {
+        if self.plan.part == Some(0) {
+            let pki = self.make_pki()?;
+            let mut control = self.new_control(&pki)?;
+            control.start(&self.control_host)?;
+            let tokens: Result<Vec<String>> = self
+                .nodes
+                .iter()
+                .map(|host| control.token(host.name()))
+                .collect();
+            let tokens = tokens?;
+            let root = fs::read_to_string(pki.join("root.pem"))?;
+            let told = serde_json::json!({ "root": root, "tokens": tokens });
+            exchange(Some(told.to_string()))?;
+            return self.start_agents(control, pki, &tokens);
+        }
+        let told: serde_json::Value = serde_json::from_str(&exchange(None)?)?;
+        let pki = self.scratch.join("pki");
+        fs::create_dir_all(&pki)?;
+        fs::write(pki.join("root.pem"), told["root"].as_str().unwrap_or(""))?;
+        let tokens: Vec<String> = serde_json::from_value(told["tokens"].clone())?;
+        let control = self.new_control(&pki)?;
+        self.start_agents(control, pki, &tokens)
+    }
+
+    fn make_pki(&self) -> Result<PathBuf> {
         let pki = self.scratch.join("pki");
         let mut init = process::Command::new(programs::mesh_binary("meshctl")?);
         init.args(["pki", "init", "--dir"]).arg(&pki);
         init.args(["--trust-domain", mesh::TRUST_DOMAIN]);
         mesh::run(&mut init).context("making a demo PKI")?;
-        let daemons = |name: &str| Cgroup::create(self.cgroup.path().join(name));
-        let group = daemons("control")?;
-        let mut control = Control::new(&self.control_host, &pki, &self.manifests(), group)?;
-        control.start(&self.control_host)?;
+        Ok(pki)
+    }
+
+    fn new_control(&self, pki: &Path) -> Result<Control> {
+        self.write_manifests()?;
+        let group = Cgroup::create(self.cgroup.path().join("control"))?;
+        Control::new(&self.control_host, pki, &self.manifests(), group)
+    }
+
+    fn start_agents(&mut self, control: Control, pki: PathBuf, tokens: &[String]) -> Result<()> {
         let resolvers: Vec<IpAddr> = self
             .plan
             .resolvers
@@ -57,21 +109,26 @@ impl Lab {
             .collect();
         let mut agents = Vec::new();
         let labs = process::id() % 1_000;
-        for (host, index) in self.nodes.iter().zip(0u32..) {
+        for ((host, token), index) in self.nodes.iter().zip(tokens).zip(0u32..) {
             let place = mesh::Place {
                 host,
                 instance: format!("{}{}", self.prefix, host.letter()),
                 uid_base: FIRST_WORKER_UID + (labs * 8 + index) * 1_024,
                 resolvers: &resolvers,
             };
-            let group = daemons(&format!("agent-{}", host.name()))?;
-            agents.push(Agent::new(place, &control, &pki.join("root.pem"), group)?);
+            let group = Cgroup::create(self.cgroup.path().join(format!("agent-{}", host.name())))?;
+            let root = pki.join("root.pem");
+            agents.push(Agent::new(place, &control, token, &root, group)?);
         }
+        let part = self.plan.part;
+        let here = move |node: usize| part.is_none_or(|part| part == node);
         let started: Result<Vec<()>> = thread::scope(|scope| {
             let starts: Vec<_> = agents
                 .iter_mut()
                 .zip(&self.nodes)
-                .map(|(agent, host)| scope.spawn(|| agent.start(host)))
+                .enumerate()
+                .filter(|(node, _)| here(*node))
+                .map(|(_, (agent, host))| scope.spawn(|| agent.start(host)))
                 .collect();
             starts.into_iter().map(join).collect()
         });
@@ -85,6 +142,7 @@ impl Lab {
             let adds: Vec<_> = self
                 .pods
                 .values()
+                .filter(|pod| here(pod.node()))
                 .map(|pod| scope.spawn(|| self.tell_agent(pod)))
                 .collect();
             adds.into_iter().map(join).collect()
@@ -108,7 +166,10 @@ impl Lab {
     pub fn finish(mut self) -> Result<()> {
         let mut left = Vec::new();
         if let Some(mut mesh) = self.mesh.take() {
-            for agent in &mut mesh.agents {
+            for (node, agent) in mesh.agents.iter_mut().enumerate() {
+                if self.plan.part.is_some_and(|part| part != node) {
+                    continue;
+                }
                 if agent.daemon.pid().is_some() {
                     agent.daemon.terminate()?;
                 }

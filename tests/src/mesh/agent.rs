@@ -43,12 +43,13 @@ impl Agent {
     pub(crate) fn new(
         place: Place<'_>,
         control: &Control,
+        join_token: &str,
         trust_bundle: &Path,
         cgroup: Cgroup,
     ) -> Result<Self> {
         let host = place.host;
         let token = host.folder.join("token");
-        fs::write(&token, control.token(host.name())?)?;
+        fs::write(&token, join_token)?;
         let run_dir = host.folder.join("run");
         let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS_PORT));
         let mut arguments = vec!["run".to_owned()];
