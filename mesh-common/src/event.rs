@@ -39,6 +39,11 @@ pub enum KernelReason {
     ConnectPolicy = 16,
     /// wall, either direction: UDP that policy does not allow.
     WallUdp = 17,
+    /// wall: the source of a packet, or the address that ARP or neighbour discovery claims, is
+    /// not the pod's.
+    WallSource = 18,
+    /// connect, wall in either direction: the pod is cut off.
+    CutOff = 19,
 }
 
 /// Counters a pod has in `REFUSALS`; greater than every [`KernelReason`].
@@ -90,7 +95,7 @@ pub struct EventBudget {
 
 impl KernelReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::ConnectReservedPort,
         Self::ConnectNoRoute,
         Self::ConnectBoundDevice,
@@ -108,6 +113,8 @@ impl KernelReason {
         Self::WallBareSegment,
         Self::ConnectPolicy,
         Self::WallUdp,
+        Self::WallSource,
+        Self::CutOff,
     ];
 }
 

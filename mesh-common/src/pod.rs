@@ -36,8 +36,8 @@ pub const POD_HAS_V6: u32 = 1 << 1;
 /// The worker has a listener on `::1` (a pod can have IPv6 switched off).
 pub const POD_HAS_LISTENER_V6: u32 = 1 << 2;
 
-/// Nothing is captured: every connect is refused, and nothing is steered to a worker. For a pod
-/// that can't be served safely.
+/// Nothing is captured: every TCP connect is refused, over loopback as well, the worker's too.
+/// For a pod that can't be served safely.
 pub const POD_CUT_OFF: u32 = 1 << 3;
 
 /// A pod's host-side device, keyed by its ifindex in the node's namespace.
@@ -50,6 +50,10 @@ pub struct WallConfig {
     pub slot: u32,
     /// `WALL_*` flags.
     pub flags: u32,
+    /// As in [`PodConfig`]: what leaves has this source, or one that is valid on its link only.
+    pub address_v4: [u8; 16],
+    /// As in [`PodConfig`].
+    pub address_v6: [u8; 16],
 }
 
 /// Nothing passes, in either direction.
@@ -64,4 +68,4 @@ pub const LISTENER_PLAINTEXT_V6: u32 = 1;
 
 const _: () = assert!(size_of::<GlobalConfig>() == 16);
 const _: () = assert!(size_of::<PodConfig>() == 48);
-const _: () = assert!(size_of::<WallConfig>() == 16);
+const _: () = assert!(size_of::<WallConfig>() == 48);

@@ -56,6 +56,13 @@ impl Address {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 1_u32.to_be()
     }
 
+    /// fe80::/10.
+    #[inline(always)]
+    pub(crate) const fn is_link_local(self) -> bool {
+        let [first, second, ..] = self.0[0].to_ne_bytes();
+        first == 0xfe && second & 0xc0 == 0x80
+    }
+
     /// What `connect` treats as this host: loopback, and the unspecified address, which
     /// the kernel takes for it.
     #[inline(always)]

@@ -5,8 +5,8 @@
 
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::{
-    KernelReason, POD_HAS_LISTENER_V6, POD_HAS_V4, POD_HAS_V6, PORT_OUTBOUND, PodConfig,
-    SOCKET_CAPTURED, SOCKET_NONE, SOCKET_WORKER,
+    KernelReason, POD_CUT_OFF, POD_HAS_LISTENER_V6, POD_HAS_V4, POD_HAS_V6, PORT_OUTBOUND,
+    PodConfig, SOCKET_CAPTURED, SOCKET_NONE, SOCKET_WORKER,
 };
 
 use crate::address::Address;
@@ -36,6 +36,9 @@ fn connect(socket: &SocketAddress) -> i32 {
         return ALLOW;
     }
     let (address, port) = (socket.address(), socket.port());
+    if pod.flags & POD_CUT_OFF != 0 {
+        return refuse(pod, KernelReason::CutOff, EPERM, address, port);
+    }
     if pod::caller_is_worker(pod) {
         return worker_dial(socket, pod, address, port);
     }

@@ -18,8 +18,10 @@ mod pod;
 mod policy;
 mod refusal;
 mod release;
+mod shut;
 mod sockops;
 mod sockopt;
+mod source;
 mod storage;
 mod udp;
 mod wall;
@@ -120,6 +122,12 @@ fn wall(ctx: TcContext) -> i32 {
 #[classifier]
 fn wall_in(ctx: TcContext) -> i32 {
     wall_in::wall_in(&ctx)
+}
+
+/// Both directions of a device inside a pod's namespace that no wall can stand around.
+#[classifier]
+fn shut(ctx: TcContext) -> i32 {
+    shut::shut(&ctx)
 }
 
 #[cfg(not(test))]

@@ -1,5 +1,6 @@
 //! tc ingress on the host's side of the pod's veth: TCP leaves the pod only from a socket
-//! of the pod's own worker, with that socket's own addresses and ports. What the kernel sends
+//! of the pod's own worker, with that socket's own addresses and ports, and nothing leaves under
+//! an address that is not the pod's. What the kernel sends
 //! without a full socket (RST, the ACK of TIME_WAIT, a SYN cookie) passes bare. UDP leaves
 //! where policy allows it.
 
@@ -8,7 +9,7 @@ use aya_ebpf::helpers::generated::{
     bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
 };
 use aya_ebpf::programs::TcContext;
-use mesh_common::{KernelReason, WallConfig};
+use mesh_common::{KernelReason, WALL_CUT_OFF, WallConfig};
 
 use crate::address::Address;
 use crate::context::{IPPROTO_TCP, field};
@@ -19,7 +20,7 @@ use crate::packet::{
 };
 use crate::pod::worker_level;
 use crate::refusal::{self, Attempt};
-use crate::udp;
+use crate::{source, udp};
 
 /// What a wall has no objection to; later programs on the device still decide.
 const PASS: i32 = TC_ACT_UNSPEC;
@@ -113,13 +114,28 @@ pub(crate) fn decide(
     }
 }
 
+/// Nothing passes the wall of a pod that is cut off, in either direction, whatever it is.
+#[inline(always)]
+pub(crate) fn check_cut_off(wall: &WallConfig, frame: &Frame) -> Result<(), Refused> {
+    if wall.flags & WALL_CUT_OFF == 0 {
+        return Ok(());
+    }
+    Err(match frame {
+        Frame::Ip(packet) => Refused::of(KernelReason::CutOff, packet),
+        Frame::Arp | Frame::Other => Refused::unparsed(KernelReason::CutOff),
+    })
+}
+
 #[inline(always)]
 fn judge(ctx: &TcContext, wall: &WallConfig) -> Result<(), Refused> {
-    let packet = match parse(ctx).map_err(Refused::unparsed)? {
-        Frame::Arp => return Ok(()),
+    let frame = parse(ctx).map_err(Refused::unparsed)?;
+    check_cut_off(wall, &frame)?;
+    let packet = match frame {
+        Frame::Arp => return source::judge_arp(ctx, wall).map_err(Refused::unparsed),
         Frame::Other => return Err(Refused::unparsed(KernelReason::WallProtocol)),
         Frame::Ip(packet) => packet,
     };
+    source::judge(ctx, wall, &packet).map_err(|reason| Refused::of(reason, &packet))?;
     let refused = |reason| Refused::of(reason, &packet);
     match packet.protocol {
         PROTOCOL_TCP if packet.fragment => Err(refused(KernelReason::WallFragment)),

@@ -18,7 +18,9 @@ pub(crate) fn wall_in(ctx: &TcContext) -> i32 {
 
 #[inline(always)]
 fn judge(ctx: &TcContext, wall: &WallConfig) -> Result<(), Refused> {
-    match parse(ctx).map_err(Refused::unparsed)? {
+    let frame = parse(ctx).map_err(Refused::unparsed)?;
+    wall::check_cut_off(wall, &frame)?;
+    match frame {
         Frame::Arp | Frame::Other => Ok(()),
         Frame::Ip(packet) => judge_packet(ctx, wall, &packet),
     }

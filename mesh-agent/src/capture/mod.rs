@@ -17,6 +17,7 @@ mod pins;
 mod pods;
 mod policy;
 mod reason;
+mod shut;
 mod walls;
 
 use std::fmt;

@@ -24,6 +24,8 @@ pub const fn reason(kernel: KernelReason) -> Reason {
         KernelReason::WallBareSegment => Reason::WallBareSegment,
         KernelReason::ConnectPolicy => Reason::PolicyDenied,
         KernelReason::WallUdp => Reason::UdpNotAllowed,
+        KernelReason::WallSource => Reason::WallSource,
+        KernelReason::CutOff => Reason::CutOff,
     }
 }
 

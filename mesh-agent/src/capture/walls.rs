@@ -15,24 +15,24 @@ use super::{Capture, clsact, pins};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wall {
     pub(super) program: &'static str,
-    tcx: AttachType,
+    pub(super) tcx: AttachType,
     pub(super) clsact: TcAttachType,
 }
 
 pub(super) const WALLS: [Wall; 2] = [
-    Wall {
-        program: "wall",
-        tcx: AttachType::TcxIngress,
-        clsact: TcAttachType::Ingress,
-    },
-    Wall {
-        program: "wall_in",
-        tcx: AttachType::TcxEgress,
-        clsact: TcAttachType::Egress,
-    },
+    Wall::new("wall", AttachType::TcxIngress, TcAttachType::Ingress),
+    Wall::new("wall_in", AttachType::TcxEgress, TcAttachType::Egress),
 ];
 
 impl Wall {
+    pub(super) const fn new(program: &'static str, tcx: AttachType, clsact: TcAttachType) -> Self {
+        Self {
+            program,
+            tcx,
+            clsact,
+        }
+    }
+
     fn link(self, ifindex: u32) -> String {
         format!("{}-{ifindex}", self.program)
     }

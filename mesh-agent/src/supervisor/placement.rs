@@ -66,6 +66,8 @@ impl PodTask {
             worker_cgroup_id: cgroup.id(),
             slot: self.record.slot,
             flags: 0,
+            address_v4: first_v4(&self.goal),
+            address_v6: first_v6(&self.goal),
         };
         let ports_added = self
             .record

@@ -1,7 +1,7 @@
 //! Frames and packets as nobody's kernel would make them. Checksums are left out: the wall
 //! decides before anybody looks at them.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 pub(crate) const IPV4: u16 = 0x0800;
@@ -60,6 +60,21 @@ pub(crate) fn extension(next: u8, payload: &[u8]) -> Vec<u8> {
     let mut header = vec![next, 0, 1, 4, 0, 0, 0, 0];
     header.extend(payload);
     header
+}
+
+/// ARP of that operation (1 asks, 2 answers) for IPv4 over Ethernet.
+pub(crate) fn arp(operation: u16, sender: IpAddr, target: &str) -> Vec<u8> {
+    let octets = |address| match address {
+        IpAddr::V4(v4) => v4.octets(),
+        IpAddr::V6(_) => panic!("ARP is of IPv4"),
+    };
+    let mut packet = vec![0, 1, 8, 0, 6, 4];
+    packet.extend(operation.to_be_bytes());
+    packet.extend([2, 0, 0, 0, 0, 1]);
+    packet.extend(octets(sender));
+    packet.extend([0; 6]);
+    packet.extend(octets(target.parse().expect("an address")));
+    packet
 }
 
 /// `options` must be a multiple of four bytes.

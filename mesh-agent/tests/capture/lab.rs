@@ -162,6 +162,8 @@ impl Lab {
             worker_cgroup_id: pod.config.worker_cgroup_id,
             slot: pod.slot,
             flags: 0,
+            address_v4: pod.config.address_v4,
+            address_v6: pod.config.address_v6,
         };
         in_netns(&node, || capture.attach_wall(pod.ifindex, wall)).unwrap();
         let worker = pod.worker.as_ref().unwrap();

@@ -267,6 +267,8 @@ fn a_wall_without_a_device_is_an_error_that_names_it() {
         worker_cgroup_id: 1,
         slot: 0,
         flags: 0,
+        address_v4: [0; 16],
+        address_v6: [0; 16],
     };
     let node = lab.node_netns();
     let capture = lab.capture();

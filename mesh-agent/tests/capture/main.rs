@@ -1,6 +1,7 @@
 //! The capture, with real eBPF, in network namespaces of its own. Needs root.
 
 mod agreement;
+mod cut_off;
 mod foreign;
 mod frame;
 mod inbound;
@@ -13,6 +14,7 @@ mod policy;
 mod process;
 mod program;
 mod quota;
+mod source;
 mod swap;
 mod udp;
 mod wall;

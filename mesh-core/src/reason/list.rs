@@ -94,6 +94,12 @@ reasons! {
         WallTupleMismatch = "wall_tuple_mismatch",
             "a packet of the worker was rewritten inside the pod",
             "remove NAT rules from the pod's network namespace";
+        WallSource = "wall_source",
+            "the pod sent a packet under an address that is not its own, or claimed one by ARP or neighbour discovery",
+            "remove the address from the pod, or have control know it as the pod's";
+        CutOff = "cut_off" ["`connect`: `EPERM`; of a caller: a time-out"],
+            "the pod is to be in the mesh but can't be served safely, so it is cut off",
+            "see `mesh-agent pod list` or `meshctl status` for what is in the way, and remove it: the pod comes back by itself; or run the agent with --unserved leave";
         WallUnparsable = "wall_unparsable",
             "the pod sent a frame that can't be parsed",
             "let the app not build frames of its own";
