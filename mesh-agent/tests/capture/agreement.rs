@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
-use mesh_common::ABI_VERSION;
 use mesh_core::policy::kernel::{KernelClass, KernelPolicy, KernelVerdict};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -15,7 +14,7 @@ use socket2::{Domain, Socket, Type};
 use crate::frame::{self, IPV4, IPV6};
 use crate::lab::{Lab, in_netns};
 use crate::names::accept;
-use crate::program;
+use crate::{device, program};
 
 const UDP: u8 = 17;
 /// Few, so that policies and probes meet.
@@ -81,11 +80,8 @@ pub(crate) struct Wall {
 
 impl Wall {
     pub(crate) fn of(lab: &Lab, name: &str) -> Self {
-        let links = format!("nodemesh-{}/v{ABI_VERSION}/links", lab.prefix);
-        let link = format!("{name}-{}", lab.pod().ifindex);
-        let link = program::pinned(&lab.options.bpffs.join(links).join(link));
         Self {
-            program: program::of_link(link.as_fd()),
+            program: device::program_of(lab, name),
             node: lab.node_netns(),
             ifindex: lab.pod().ifindex,
         }

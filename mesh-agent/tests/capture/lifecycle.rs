@@ -7,14 +7,13 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aya::programs::{SchedClassifier, TcAttachType};
 use mesh_agent::capture::{Capture, CaptureError};
 use mesh_common::{ABI_VERSION, KernelReason, WallConfig};
 use socket2::{Domain, Socket, Type};
 
 use crate::lab::{Lab, NODE_V4, in_netns};
 use crate::names::{accept, address, local, original_destination, peer};
-use crate::program;
+use crate::{device, program};
 
 const OUTSIDE: &str = "198.51.100.7:443";
 
@@ -89,9 +88,8 @@ fn other_programs_are_replaced_in_their_links_by_opening() {
         1,
     );
     put("steer-0", program::SK_LOOKUP, program::ATTACH_SK_LOOKUP, 1);
-    for wall in ["wall", "wall_in"] {
-        let link = format!("{wall}-{}", lab.pod().ifindex);
-        put(&link, program::SCHED_CLS, 0, 0);
+    for (wall, _) in device::WALLS {
+        device::put(&lab, wall, &program::returning(program::SCHED_CLS, 0, 0));
     }
     dial(&lab, server).unwrap();
     accept(&listener);
@@ -122,10 +120,8 @@ fn other_programs_are_replaced_in_their_links_by_opening() {
 fn a_wall_that_an_agent_left_unfinished_is_put_up_by_opening() {
     let mut lab = Lab::new();
     let before = listing(&links(&lab));
-    for wall in ["wall", "wall_in"] {
-        let link = links(&lab).join(format!("{wall}-{}", lab.pod().ifindex));
-        program::detach(program::pinned(&link).as_fd());
-        fs::remove_file(link).unwrap();
+    for (wall, _) in device::WALLS {
+        device::take_down(&lab, wall);
     }
     reopen(&mut lab);
     assert_eq!(listing(&links(&lab)), before);
@@ -141,22 +137,11 @@ fn a_wall_that_an_agent_left_unfinished_is_put_up_by_opening() {
 fn the_walls_are_first_in_order() {
     let mut lab = Lab::node();
     lab.add_pod();
-    let node = lab.node_netns();
-    let ifindex = lab.pod().ifindex;
     let other = program::returning(program::SCHED_CLS, 0, 0);
-    let directions = [
-        (program::ATTACH_TCX_INGRESS, TcAttachType::Ingress, "wall"),
-        (program::ATTACH_TCX_EGRESS, TcAttachType::Egress, "wall_in"),
-    ];
-    let _links = in_netns(&node, || {
-        directions.map(|(kind, ..)| program::attach_tcx(other.as_fd(), ifindex, kind))
-    });
+    let _links = device::WALLS.map(|(wall, _)| device::attach_foreign(&lab, wall, &other));
     lab.enrol(0);
-    for (_, direction, wall) in directions {
-        let (_, programs) =
-            in_netns(&node, || SchedClassifier::query_tcx("veth0", direction)).unwrap();
-        let names: Vec<_> = programs.iter().map(|p| p.name_as_str()).collect();
-        assert_eq!(names, [Some(wall), Some("")]);
+    for (wall, _) in device::WALLS {
+        assert_eq!(device::order(&lab, wall), [wall, ""]);
     }
 }
 

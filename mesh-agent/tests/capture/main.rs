@@ -2,6 +2,7 @@
 
 mod agreement;
 mod cut_off;
+mod device;
 mod foreign;
 mod frame;
 mod inbound;

@@ -12,6 +12,7 @@ pub(crate) const ATTACH_TCX_INGRESS: u32 = 46;
 pub(crate) const ATTACH_TCX_EGRESS: u32 = 47;
 
 const PROG_LOAD: i64 = 5;
+const OBJ_PIN: i64 = 6;
 const OBJ_GET: i64 = 7;
 const PROG_TEST_RUN: i64 = 10;
 const PROG_GET_FD_BY_ID: i64 = 13;
@@ -43,6 +44,15 @@ pub(crate) fn pinned(path: &std::path::Path) -> OwnedFd {
     bpf(OBJ_GET, &mut attributes).unwrap()
 }
 
+/// Pins a program.
+pub(crate) fn pin(program: BorrowedFd<'_>, path: &std::path::Path) {
+    let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    let mut attributes = [0_u32; 32];
+    set_pointer(&mut attributes, 0, path.as_ptr().cast());
+    attributes[2] = program.as_raw_fd().cast_unsigned();
+    bpf(OBJ_PIN, &mut attributes).map(drop).unwrap();
+}
+
 /// Puts another program into a link.
 pub(crate) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) {
     let mut attributes = [0_u32; 32];
@@ -66,9 +76,14 @@ pub(crate) fn of_link(link: BorrowedFd<'_>) -> OwnedFd {
     attributes[1] = 128;
     set_pointer(&mut attributes, 2, info.as_mut_ptr().cast());
     bpf(OBJ_GET_INFO_BY_FD, &mut attributes).map(drop).unwrap();
-    let mut attributes = [0_u32; 32];
     // SAFETY: in bounds; the kernel has written it behind the compiler's back.
-    attributes[0] = unsafe { info.as_ptr().add(2).read_volatile() };
+    by_id(unsafe { info.as_ptr().add(2).read_volatile() })
+}
+
+/// A loaded program.
+pub(crate) fn by_id(id: u32) -> OwnedFd {
+    let mut attributes = [0_u32; 32];
+    attributes[0] = id;
     bpf(PROG_GET_FD_BY_ID, &mut attributes).unwrap()
 }
 
