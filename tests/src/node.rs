@@ -63,11 +63,16 @@ impl Host {
 
     /// Joins it to the bridge in the fabric.
     pub(crate) fn plug_in(&self, fabric: &Netns) -> Result<()> {
+        self.plug_beside(fabric)?;
+        fabric.ip(&format!("link set {} master br0 up\n", self.port))
+    }
+
+    /// Gives it its device and addresses, joined to nothing.
+    pub(crate) fn plug_beside(&self, fabric: &Netns) -> Result<()> {
         fabric.ip(&format!(
-            "link add {port} type veth peer name eth0 netns {netns}\n\
-             link set {port} master br0 up\n",
-            port = self.port,
-            netns = self.netns.name(),
+            "link add {} type veth peer name eth0 netns {}\n",
+            self.port,
+            self.netns.name(),
         ))?;
         self.netns.ip(&format!(
             "addr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\nlink set eth0 up\n",

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::app::App;
 use crate::pod::Pod;
@@ -54,7 +54,8 @@ fn nginx_with(pod: &Pod, ports: &[u16], body: &str, log: &str) -> Result<App> {
         .arg(path)
         .spawn()?;
     for port in ports {
-        pod.wait_listening(*port)?;
+        pod.wait_listening(*port)
+            .with_context(|| format!("nginx said {:?}", app.stderr()))?;
     }
     Ok(app)
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,17 @@ use anyhow::{Context, Result, bail};
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 const INTERVAL: Duration = Duration::from_millis(3);
+
+/// Environment variable by which all waits are multiplied: an emulated machine is slow.
+pub const PATIENCE_FACTOR: &str = "NODEMESH_PATIENCE_FACTOR";
+
+fn patience_factor() -> u32 {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    *FACTOR.get_or_init(|| {
+        let said = std::env::var(PATIENCE_FACTOR).ok();
+        said.and_then(|factor| factor.parse().ok()).unwrap_or(1)
+    })
+}
 
 /// Asks `condition` until it gives a value.
 ///
@@ -22,6 +34,7 @@ pub fn until<T>(
     timeout: Duration,
     mut condition: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
+    let timeout = timeout * patience_factor();
     let deadline = Instant::now() + timeout;
     loop {
         let last = match condition() {

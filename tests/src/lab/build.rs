@@ -97,6 +97,11 @@ impl Lab {
         if self.plan.part.is_some() {
             self.fabric.adopt_device("eth0", "br0")?;
         }
+        for node in &self.nodes {
+            if !self.hosts_here().any(|host| host.name() == node.name()) {
+                node.plug_beside(&self.fabric)?;
+            }
+        }
         for host in self.hosts_here() {
             host.netns.sysctl(&[
                 ("ipv6/conf/all/accept_dad", "0"),

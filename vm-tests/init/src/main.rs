@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
@@ -79,7 +80,15 @@ fn mount_all() -> io::Result<()> {
             Err(e) => return Err(io::Error::other(format!("mounting {kind} on {at}: {e}"))),
         }
     }
-    // What a distribution's init does: the root's controllers, for whom it delegates to.
+    // What a distribution's init does: names for the own descriptors, and the root's controllers, for whom it delegates to.
+    for (name, to) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
+        symlink(to, Path::new("/dev").join(name))?;
+    }
     fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+cpu +pids")?;
     if let Err(e) = fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory") {
         eprintln!("init: no memory controller: {e}");
@@ -96,6 +105,8 @@ fn child(mut command: Command) -> io::Result<ExitStatus> {
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     command.env("HOME", "/tmp");
     command.env("RUST_BACKTRACE", "1");
+    // Of the lab's waits (`mesh_lab::wait`): everything is emulated here.
+    command.env("NODEMESH_PATIENCE_FACTOR", "6");
     let child = command
         .spawn()
         .map_err(|e| io::Error::other(format!("starting {:?}: {e}", command.get_program())))?;

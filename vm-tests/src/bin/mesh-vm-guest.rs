@@ -37,12 +37,12 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn run(guest: &Guest, name: &str) -> Outcome {
-    if let Some(case) = cases::all().find(|case| case.name == name) {
+    if let Some(case) = cases::find(name) {
         return match catch_unwind(AssertUnwindSafe(|| (case.run)(guest))) {
             Ok(Ok(())) => Outcome::Passed,
             Ok(Err(e)) => match e.downcast_ref::<Skip>() {
                 Some(Skip(why)) => Outcome::Skipped(why.clone()),
-                None => Outcome::Failed(format!("{e:?}")),
+                None => Outcome::Failed(format!("{e:#}")),
             },
             Err(panic) => Outcome::Failed(words(panic.as_ref())),
         };

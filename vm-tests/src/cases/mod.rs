@@ -1,6 +1,7 @@
 //! The cases, a file per topic.
 
 mod boot;
+mod doomed;
 mod nodes;
 
 use crate::Case;
@@ -8,4 +9,16 @@ use crate::Case;
 /// All of them.
 pub fn all() -> impl Iterator<Item = &'static Case> {
     [boot::CASES, nodes::CASES].into_iter().flatten()
+}
+
+/// Cases that must fail, in this order, but the last.
+#[must_use]
+pub fn doomed() -> &'static [Case] {
+    doomed::CASES
+}
+
+/// A case by its name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Case> {
+    all().chain(doomed()).find(|case| case.name == name)
 }

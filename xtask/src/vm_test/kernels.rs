@@ -38,7 +38,15 @@ pub(super) const KERNELS: &[Kernel] = &[
         package: "linux-image-6.12-cloud-amd64",
         suite: None,
     },
+    Kernel {
+        series: "newest",
+        package: "linux-image-cloud-amd64",
+        suite: Some("sid"),
+    },
 ];
+
+/// Keys of the archive, by the package debian-archive-keyring.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A kernel that is here.
 #[derive(Clone, Debug)]
@@ -167,7 +175,8 @@ fn private_sources(folder: &Path, suite: &str) -> Result<Vec<String>> {
         .or_else(|| sites.lines().next())
         .context("apt has no sources")?;
     let list = apt.join("sources.list");
-    fs::write(&list, format!("deb {site} {suite} main\n"))?;
+    let source = format!("deb [signed-by={KEYRING}] {site} {suite} main\n");
+    fs::write(&list, source)?;
     let options = [
         format!("Dir::Etc::sourcelist={}", list.display()),
         "Dir::Etc::sourceparts=/dev/null".to_owned(),

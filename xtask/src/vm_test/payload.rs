@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use mesh_vm_tests::Suite;
 use mesh_vm_tests::suite::SUITES;
 
@@ -120,7 +120,11 @@ fn test_binaries(workspace: &Path) -> Result<BTreeMap<(String, String), PathBuf>
     for suite in SUITES {
         cargo.args(["--test", suite.target]);
     }
-    let listed = exec::read(cargo.args(["--message-format", "json"]))?;
+    cargo.args(["--message-format", "json-render-diagnostics"]);
+    // The compiler's own words go to the terminal.
+    let output = cargo.stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "building: {}", output.status);
+    let listed = String::from_utf8(output.stdout)?;
     let mut found = BTreeMap::new();
     for line in listed.lines() {
         let message: serde_json::Value = serde_json::from_str(line).context("cargo's messages")?;

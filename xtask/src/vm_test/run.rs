@@ -1,6 +1,6 @@
 //! Runs cases on machines, and takes down what became of each.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -35,6 +35,8 @@ pub(super) struct Job<'a> {
     pub(super) folder: PathBuf,
     /// A shell at the end.
     pub(super) keep: bool,
+    /// Says nothing of the cases.
+    pub(super) quiet: bool,
 }
 
 /// What became of a case.
@@ -116,7 +118,7 @@ fn boot(job: &Job<'_>, left: &mut VecDeque<(String, Duration)>, done: &mut Done)
         job,
         machines,
         ended: BTreeMap::new(),
-        byes: 0,
+        byes: BTreeSet::new(),
         running: None,
     };
     let mut deadline = Instant::now() + BOOT_PATIENCE;
@@ -136,6 +138,7 @@ fn boot(job: &Job<'_>, left: &mut VecDeque<(String, Duration)>, done: &mut Done)
                     return Ok(());
                 }
             },
+            Ok(Event::Gone(node)) if course.byes.contains(&node) => None,
             Ok(Event::Gone(node)) => {
                 let how = course.machines[usize::from(node)].ended();
                 Some((node, format!("the machine of node {node} went down: {how}")))
@@ -149,6 +152,9 @@ fn boot(job: &Job<'_>, left: &mut VecDeque<(String, Duration)>, done: &mut Done)
     }
 }
 
+/// What a node said of a case.
+type Word = (u8, Outcome, Duration);
+
 enum Next {
     Go,
     Until(Instant),
@@ -159,8 +165,9 @@ struct Course<'a> {
     job: &'a Job<'a>,
     machines: Vec<Machine>,
     /// By case: what each node said of it.
-    ended: BTreeMap<String, Vec<(Outcome, Duration)>>,
-    byes: u8,
+    ended: BTreeMap<String, Vec<Word>>,
+    /// Nodes that have said all they had to.
+    byes: BTreeSet<u8>,
     running: Option<String>,
 }
 
@@ -204,23 +211,26 @@ impl Course<'_> {
                 took,
             } => {
                 let said = self.ended.entry(case.clone()).or_default();
-                said.push((outcome, took));
+                said.push((node, outcome, took));
                 if said.len() == usize::from(self.job.nodes) {
                     let said = self.ended.remove(&case).unwrap_or_default();
                     left.retain(|(name, _)| *name != case);
                     self.running = None;
                     let (outcome, took) = together(said);
-                    note(&prefix, &case, &outcome, took);
+                    self.note(&prefix, &case, &outcome, took);
                     done.ended.push(Ended {
                         case,
                         outcome,
                         took,
                     });
+                } else if said.iter().any(|(_, o, _)| matches!(o, Outcome::Failed(_))) {
+                    // The other one waits for what won't come.
+                    return Ok(Next::Until(Instant::now() + GRACE));
                 }
             }
             Said::Bye => {
-                self.byes += 1;
-                if self.byes == self.job.nodes {
+                self.byes.insert(node);
+                if self.byes.len() == usize::from(self.job.nodes) {
                     return Ok(Next::Over);
                 }
             }
@@ -245,8 +255,10 @@ impl Course<'_> {
             bail!("kernel {}: before any case, {why}", self.job.release);
         };
         left.retain(|(name, _)| *name != case);
-        let outcome = Outcome::Failed(why);
-        note(self.job.release, &case, &outcome, Duration::ZERO);
+        let mut said = self.ended.remove(&case).unwrap_or_default();
+        said.push((node, Outcome::Failed(why), Duration::ZERO));
+        let (outcome, _) = together(said);
+        self.note(self.job.release, &case, &outcome, Duration::ZERO);
         done.ended.push(Ended {
             case,
             outcome,
@@ -254,13 +266,29 @@ impl Course<'_> {
         });
         Ok(())
     }
+
+    fn note(&self, prefix: &str, case: &str, outcome: &Outcome, took: Duration) {
+        if self.job.quiet {
+            return;
+        }
+        let seconds = took.as_secs_f64();
+        match outcome {
+            Outcome::Passed => eprintln!("{prefix} pass {case} ({seconds:.1} s)"),
+            Outcome::Skipped(why) => eprintln!("{prefix} skip {case}: {why}"),
+            Outcome::Failed(why) => eprintln!("{prefix} FAIL {case} ({seconds:.1} s)\n{why}"),
+        }
+    }
 }
 
 /// What two nodes say of one case.
-fn together(said: Vec<(Outcome, Duration)>) -> (Outcome, Duration) {
-    let took = said.iter().map(|(_, took)| *took).max().unwrap_or_default();
+fn together(said: Vec<Word>) -> (Outcome, Duration) {
+    let took = said
+        .iter()
+        .map(|(_, _, took)| *took)
+        .max()
+        .unwrap_or_default();
     let mut whole = Outcome::Passed;
-    for (node, (outcome, _)) in said.into_iter().enumerate() {
+    for (node, outcome, _) in said {
         match (&mut whole, outcome) {
             (Outcome::Failed(all), Outcome::Failed(why)) => {
                 all.push_str(&format!("\nnode {node}: {why}"));
@@ -273,13 +301,4 @@ fn together(said: Vec<(Outcome, Duration)>) -> (Outcome, Duration) {
         }
     }
     (whole, took)
-}
-
-fn note(prefix: &str, case: &str, outcome: &Outcome, took: Duration) {
-    let seconds = took.as_secs_f64();
-    match outcome {
-        Outcome::Passed => eprintln!("{prefix} pass {case} ({seconds:.1} s)"),
-        Outcome::Skipped(why) => eprintln!("{prefix} skip {case}: {why}"),
-        Outcome::Failed(why) => eprintln!("{prefix} FAIL {case} ({seconds:.1} s)\n{why}"),
-    }
 }
