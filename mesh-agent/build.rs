@@ -17,5 +17,9 @@ fn main() {
 fn default_object() -> PathBuf {
     let package = env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
     let workspace = Path::new(&package).parent().expect("a workspace");
-    workspace.join("target/bpf/mesh-ebpf.o")
+    let object = match env::var_os("CARGO_FEATURE_ABI_NEXT") {
+        Some(_) => "target/bpf/mesh-ebpf-abi-next.o",
+        None => "target/bpf/mesh-ebpf.o",
+    };
+    workspace.join(object)
 }

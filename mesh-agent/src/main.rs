@@ -109,7 +109,7 @@ struct RunDir {
     run_dir: PathBuf,
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     // A worker drops its privileges before there is a thread, an allocation of note, or a
     // parsed argument.
     if sandbox::is_worker() {

@@ -5,6 +5,18 @@
 //! compile time. Addresses are always 16 bytes, IPv4 in its v4-mapped form, so that one
 //! flow has one key whatever family either end's socket has. Ports are in host order.
 //! A change of any layout or meaning raises [`ABI_VERSION`].
+//!
+//! Agents of different versions take over from each other, so some things hold between versions:
+//!
+//! - A map whose layout or meaning changes gets another name: `PODS`, then `PODS_2`. What two
+//!   versions call by one name they share, with all that is in it.
+//! - The values of `CONFIG`, `PODS` and `WALLS` only grow, at their end, and zero in a new field
+//!   means what was so before there was the field. Their keys stay. So every version can copy them
+//!   from every other, newer or older.
+//! - Links keep their names: a hook's, `steer-<slot>`, `shut-<slot>-<ifindex>-<way>`,
+//!   `wall-<ifindex>`, `wall_in-<ifindex>`.
+//! - Workers outlive their agent: ports, options and the values of options ([`ClientLabel`])
+//!   stay as they are; what is new has a new number.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -31,7 +43,10 @@ pub use policy::{
 };
 
 /// Version of everything in this crate. Pins live in a folder named after it.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 3 + cfg!(feature = "abi-next") as u32;
+
+/// The oldest version whose capture this one can take over; those before it had other rules.
+pub const ABI_VERSION_OLDEST: u32 = 3;
 
 /// Most pods one agent can enrol; slots are `0..MAX_PODS`.
 pub const MAX_PODS: u32 = 1024;
@@ -61,12 +76,30 @@ pub const SO_CLIENT_LABEL: i32 = 1;
 /// number for both families), answered from the accepted socket's own storage.
 pub const SO_ORIGINAL_DST: i32 = 80;
 
-/// Names of the maps, as the object file and the pins have them.
+/// Names of the maps, as the object file and the pins have them: what the map is, and from its
+/// second layout on the layout's number.
 pub mod map_name {
+    const fn next(this: &'static str, next: &'static str) -> &'static str {
+        if cfg!(feature = "abi-next") {
+            next
+        } else {
+            this
+        }
+    }
+
+    /// What a map is, whatever its layout: the name without the number.
+    #[must_use]
+    pub fn base(name: &str) -> &str {
+        match name.rsplit_once('_') {
+            Some((base, layout)) if layout.bytes().all(|b| b.is_ascii_digit()) => base,
+            _ => name,
+        }
+    }
+
     /// Array of one [`crate::GlobalConfig`].
     pub const CONFIG: &str = "CONFIG";
     /// Hash: netns cookie (u64) → [`crate::PodConfig`].
-    pub const PODS: &str = "PODS";
+    pub const PODS: &str = next("PODS", "PODS_2");
     /// Array of maps: slot → hash of [`crate::FlowKey`] → [`crate::Flow`].
     pub const FLOWS: &str = "FLOWS";
     /// Array of maps: slot → hash of socket cookie (u64) → u64 (unused): the pod's quota.
@@ -84,9 +117,9 @@ pub mod map_name {
     pub const AUDITED: &str = "AUDITED";
     /// Array of maps: slot → longest-prefix trie of [`crate::PolicyKey`] →
     /// [`crate::PolicyEntry`]. None: nothing is denied to TCP, and no UDP is allowed.
-    pub const POLICIES: &str = "POLICIES";
+    pub const POLICIES: &str = next("POLICIES", "POLICIES_2");
     /// Ring buffer of [`crate::RefusalEvent`].
-    pub const EVENTS: &str = "EVENTS";
+    pub const EVENTS: &str = next("EVENTS", "EVENTS_2");
     /// Array: slot → [`crate::EventBudget`].
     pub const EVENT_BUDGETS: &str = "EVENT_BUDGETS";
 }

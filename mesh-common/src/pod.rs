@@ -27,6 +27,31 @@ pub struct PodConfig {
     pub address_v4: [u8; 16],
     /// The pod's IPv6 address; zero without [`POD_HAS_V6`].
     pub address_v6: [u8; 16],
+    /// ABI version of the agent that wrote it; 0 is one that didn't say.
+    #[cfg(feature = "abi-next")]
+    pub written_by: u64,
+}
+
+impl PodConfig {
+    /// A pod; the addresses are zero where it has none.
+    #[must_use]
+    pub const fn new(
+        worker_cgroup_id: u64,
+        slot: u32,
+        flags: u32,
+        address_v4: [u8; 16],
+        address_v6: [u8; 16],
+    ) -> Self {
+        Self {
+            worker_cgroup_id,
+            slot,
+            flags,
+            address_v4,
+            address_v6,
+            #[cfg(feature = "abi-next")]
+            written_by: crate::ABI_VERSION as u64,
+        }
+    }
 }
 
 /// The pod has an IPv4 address and route: IPv4 destinations are captured, else `ENETUNREACH`.
@@ -67,5 +92,5 @@ pub const LISTENER_PLAINTEXT_V4: u32 = 0;
 pub const LISTENER_PLAINTEXT_V6: u32 = 1;
 
 const _: () = assert!(size_of::<GlobalConfig>() == 16);
-const _: () = assert!(size_of::<PodConfig>() == 48);
+const _: () = assert!(size_of::<PodConfig>() == 48 + 8 * cfg!(feature = "abi-next") as usize);
 const _: () = assert!(size_of::<WallConfig>() == 48);

@@ -24,7 +24,8 @@ pub(crate) type PodPolicy = LpmTrie<PolicyKey, PolicyEntry, { POLICY_ENTRIES_PER
 #[btf_map]
 pub(crate) static CONFIG: Array<GlobalConfig, 1> = Array::new();
 
-#[btf_map]
+#[cfg_attr(not(feature = "abi-next"), btf_map)]
+#[cfg_attr(feature = "abi-next", btf_map(name = "PODS_2"))]
 pub(crate) static PODS: HashMap<u64, PodConfig, PODS_LEN> = HashMap::new();
 
 #[btf_map]
@@ -48,10 +49,12 @@ pub(crate) static REFUSALS: Array<u64, { PODS_LEN * REASON_SLOTS as usize }> = A
 #[btf_map]
 pub(crate) static AUDITED: Array<u64, { PODS_LEN * REASON_SLOTS as usize }> = Array::new();
 
-#[btf_map]
+#[cfg_attr(not(feature = "abi-next"), btf_map)]
+#[cfg_attr(feature = "abi-next", btf_map(name = "POLICIES_2"))]
 pub(crate) static POLICIES: ArrayOfMaps<PodPolicy, PODS_LEN> = ArrayOfMaps::new();
 
-#[btf_map]
+#[cfg_attr(not(feature = "abi-next"), btf_map)]
+#[cfg_attr(feature = "abi-next", btf_map(name = "EVENTS_2"))]
 pub(crate) static EVENTS: RingBuf<RefusalEvent, EVENTS_BYTES> = RingBuf::new();
 
 #[btf_map]

@@ -10,7 +10,8 @@ use crate::{ebpf, exec};
 pub(crate) fn run(workspace: &Path) -> Result<()> {
     kernel_programs(workspace)?;
     eprintln!("building the binaries");
-    exec::run(exec::cargo(workspace).args(["build", "--release", "--bins"]))
+    exec::run(exec::cargo(workspace).args(["build", "--release", "--bins"]))?;
+    next_agent(workspace)
 }
 
 /// Builds everything with all tests, in one go: cargo unites the features of what it builds
@@ -18,13 +19,25 @@ pub(crate) fn run(workspace: &Path) -> Result<()> {
 pub(crate) fn with_tests(workspace: &Path) -> Result<()> {
     kernel_programs(workspace)?;
     eprintln!("building binaries and tests");
-    exec::run(exec::cargo(workspace).args(["build", "--release", "--bins", "--tests"]))
+    exec::run(exec::cargo(workspace).args(["build", "--release", "--bins", "--tests"]))?;
+    next_agent(workspace)
 }
 
 /// Builds the kernel programs, which mesh-agent embeds.
 pub(crate) fn kernel_programs(workspace: &Path) -> Result<()> {
     eprintln!("building the kernel programs");
-    let object = ebpf::build(workspace).context("building the kernel programs")?;
-    eprintln!("{}", object.display());
+    for build in [ebpf::build, ebpf::build_next] {
+        let object = build(workspace).context("building the kernel programs")?;
+        eprintln!("{}", object.display());
+    }
     Ok(())
+}
+
+/// An agent of the next ABI version: take-overs need two.
+fn next_agent(workspace: &Path) -> Result<()> {
+    eprintln!("building mesh-agent-abi-next");
+    let mut cargo = exec::cargo(workspace);
+    cargo.args(["build", "--release", "--bin", "mesh-agent-abi-next"]);
+    cargo.args(["--features", "mesh-agent/abi-next"]);
+    exec::run(&mut cargo)
 }

@@ -34,12 +34,27 @@ enum Toolchain {
 /// # Errors
 /// With what is missing and how to install it, or the compiler's failure.
 pub(crate) fn build(workspace_root: &Path) -> Result<PathBuf> {
+    build_object(workspace_root, "mesh-ebpf.o", &[])
+}
+
+/// As [`build`], with the ABI of what might be the next version, for tests.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn build_next(workspace_root: &Path) -> Result<PathBuf> {
+    let features = ["--features", "abi-next"];
+    build_object(workspace_root, "mesh-ebpf-abi-next.o", &features)
+}
+
+fn build_object(workspace_root: &Path, name: &str, features: &[&str]) -> Result<PathBuf> {
     let toolchain = find_or_install_toolchain()?;
     let linker_folder = find_or_install_linker()?;
     let target_dir = workspace_root.join("target/bpf/build");
-    compile(&toolchain, &linker_folder, workspace_root, &target_dir)?;
+    let mut cargo = compiler(&toolchain, &linker_folder, workspace_root)?;
+    cargo.arg("--target-dir").arg(&target_dir).args(features);
+    run(&mut cargo, "building the kernel programs")?;
     let built = target_dir.join(TARGET).join("release/mesh-ebpf");
-    let object = workspace_root.join("target/bpf/mesh-ebpf.o");
+    let object = workspace_root.join("target/bpf").join(name);
     let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
     if fs::read(&object).ok().as_ref() != Some(&bytes) {
         fs::write(&object, bytes).with_context(|| format!("writing {}", object.display()))?;
@@ -47,12 +62,7 @@ pub(crate) fn build(workspace_root: &Path) -> Result<PathBuf> {
     Ok(object)
 }
 
-fn compile(
-    toolchain: &Toolchain,
-    linker_folder: &Path,
-    workspace_root: &Path,
-    target_dir: &Path,
-) -> Result<()> {
+fn compiler(toolchain: &Toolchain, linker_folder: &Path, workspace_root: &Path) -> Result<Command> {
     let flags = [
         format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
         "-Cdebuginfo=2".into(),
@@ -78,14 +88,12 @@ fn compile(
     cargo
         .current_dir(workspace_root)
         .args(["--release", "--package", "mesh-ebpf", "--target", TARGET])
-        .arg("--target-dir")
-        .arg(target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
         .env("PATH", path_with(linker_folder)?)
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER");
-    run(&mut cargo, "building the kernel programs")
+    Ok(cargo)
 }
 
 fn find_or_install_toolchain() -> Result<Toolchain> {

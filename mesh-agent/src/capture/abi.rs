@@ -83,6 +83,14 @@ impl Maps {
     }
 }
 
+impl Maps {
+    /// Says whose the maps are.
+    pub(super) fn set_config(&mut self, config: GlobalConfig) -> Result<()> {
+        let set = self.config.set(0, Abi(config), 0);
+        set.map_err(failed(map_name::CONFIG))
+    }
+}
+
 /// A pinned map.
 pub(super) fn data(pins: &Pins, name: &str) -> Result<MapData, MapError> {
     MapData::from_pin(pins.map(name))

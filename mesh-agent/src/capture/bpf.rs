@@ -14,7 +14,6 @@ const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
-const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -55,7 +54,7 @@ pub(super) enum AttachType {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct LinkInfo {
     kind: u32,
-    id: u32,
+    pub(super) id: u32,
     /// Id of the program that the link runs.
     pub(super) program_id: u32,
     padding: u32,
@@ -71,12 +70,11 @@ pub(super) struct LinkInfo {
 struct ProgramInfo {
     kind: u32,
     id: u32,
-    tag: [u8; 8],
 }
 
 /// `union bpf_attr`, as far as it is used here; the kernel takes what follows as zero.
 #[repr(C, align(8))]
-struct Attributes([u32; 16]);
+pub(super) struct Attributes([u32; 16]);
 
 /// What a link hangs on.
 pub(super) enum Target<'a> {
@@ -119,20 +117,13 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     object_info(link)
 }
 
-/// The digest that the kernel made of a program's code when it was loaded.
-pub(super) fn program_tag(program: BorrowedFd<'_>) -> io::Result<[u8; 8]> {
-    object_info::<ProgramInfo>(program).map(|info| info.tag)
-}
-
-/// Opens a loaded program.
-pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
-    let fd = bpf(BPF_PROG_GET_FD_BY_ID, &attributes(&[id]))?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+/// The kernel's number of a loaded program.
+pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    object_info::<ProgramInfo>(program).map(|info| info.id)
 }
 
 /// The kernel fills as much of its info as `T` has room for.
-fn object_info<T: Default>(object: BorrowedFd<'_>) -> io::Result<T> {
+pub(super) fn object_info<T: Default>(object: BorrowedFd<'_>) -> io::Result<T> {
     let mut info = T::default();
     let len = size::<T>();
     let [low, high] = pointer((&raw mut info).cast());
@@ -241,18 +232,18 @@ fn size<T>() -> u32 {
     u32::try_from(size_of::<T>()).expect("a small struct")
 }
 
-fn attributes(head: &[u32]) -> Attributes {
+pub(super) fn attributes(head: &[u32]) -> Attributes {
     let mut words = [0; 16];
     words[..head.len()].copy_from_slice(head);
     Attributes(words)
 }
 
-fn raw(fd: RawFd) -> u32 {
+pub(super) fn raw(fd: RawFd) -> u32 {
     u32::try_from(fd).expect("an open descriptor is not negative")
 }
 
 /// A pointer as the two words that hold it in the attributes (they are 64 bits, native order).
-fn pointer(pointer: *const libc::c_void) -> [u32; 2] {
+pub(super) fn pointer(pointer: *const libc::c_void) -> [u32; 2] {
     let bytes = (pointer as u64).to_ne_bytes();
     let [a, b, c, d, e, f, g, h] = bytes;
     [
@@ -261,7 +252,7 @@ fn pointer(pointer: *const libc::c_void) -> [u32; 2] {
     ]
 }
 
-fn bpf(command: libc::c_long, attributes: &Attributes) -> io::Result<RawFd> {
+pub(super) fn bpf(command: libc::c_long, attributes: &Attributes) -> io::Result<RawFd> {
     // SAFETY: the attributes are at least as large as the size given, and every pointer in
     // them is to memory that outlives the call.
     let result = unsafe {

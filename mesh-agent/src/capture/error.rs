@@ -15,18 +15,47 @@ pub enum CaptureError {
         "this mesh-agent was built without eBPF programs: run `cargo xtask ebpf` and build again"
     )]
     NoObject,
-    /// Pins of another ABI are in place.
+    /// Pins of an ABI are in place from before agents took over from each other.
     #[error(
-        "the pinned capture in {pins} has ABI version {found}, this agent has {ours}: run the agent \
-         that made it, or `mesh-agent unload` it with that agent first"
+        "the pinned capture in {pins} has ABI version {found}; this agent has {ours} and can take over \
+         from {oldest} on: let the agent that made it run, or `mesh-agent unload` it (its pods leave \
+         the mesh) and start anew"
     )]
-    AbiMismatch {
+    AbiTooOld {
         /// Folder of the pins.
         pins: PathBuf,
-        /// What the pins say.
+        /// Its version.
         found: u32,
         /// What this agent was built with.
         ours: u32,
+        /// The oldest that it can take over from.
+        oldest: u32,
+    },
+    /// The capture of another ABI version lacks what it must have to be taken over.
+    #[error(
+        "the pinned capture in {pins} of ABI version {found} can't be taken over by this agent, which \
+         has {ours}: map {map}: {why}; let an agent of version {found} run, or `mesh-agent unload` it \
+         (its pods leave the mesh) and start anew"
+    )]
+    NotCarried {
+        /// Folder of the pins.
+        pins: PathBuf,
+        /// Its version.
+        found: u32,
+        /// What this agent was built with.
+        ours: u32,
+        /// The map.
+        map: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A folder of pins lacks a map.
+    #[error("the pinned capture in {pins} has no map {map}: `mesh-agent unload` it and start anew")]
+    Incomplete {
+        /// Folder of the pins.
+        pins: PathBuf,
+        /// What is missing.
+        map: &'static str,
     },
     /// The pins trust another cgroup than the mesh subtree there is now.
     #[error(

@@ -8,6 +8,7 @@ mod abi;
 mod bpf;
 mod clsact;
 mod counters;
+mod elements;
 mod error;
 mod events;
 mod inner;
@@ -18,6 +19,7 @@ mod pods;
 mod policy;
 mod reason;
 mod shut;
+mod takeover;
 mod walls;
 
 use std::fmt;
@@ -27,17 +29,20 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
+use aya::programs::ProgramFd;
 use mesh_common::{ABI_VERSION, GlobalConfig, map_name};
 
-use abi::{Abi, Maps};
+use abi::Maps;
 use bpf::Target;
+use elements::Elements;
 pub use error::{CaptureError, Result};
 pub use events::Events;
 pub use netns::{netns_cookie, socket_netns_cookie};
 use object::{ATTACHED_ONCE, Loader, Place, Updated};
-use pins::Pins;
+use pins::{Pins, Standing};
 pub use policy::SlotPolicy;
 pub use reason::{from_number, reason};
+pub use takeover::TakeOver;
 use walls::WALLS;
 
 /// Where one agent's capture lives. Several agents share a kernel by having different instances.
@@ -59,21 +64,36 @@ pub struct Capture {
     loader: Loader,
     object: Ebpf,
     maps: Maps,
+    taken_over: Option<TakeOver>,
 }
 
 impl Capture {
-    /// Loads, attaches and pins the capture, or takes over what is pinned: the maps are
-    /// kept, and programs that differ from the embedded ones are replaced in their links.
+    /// Loads, attaches and pins the capture, or takes over what is pinned, of whichever ABI
+    /// version: programs are replaced in their links, maps are kept as far as both versions have
+    /// the same ([`Self::taken_over`] says which).
     ///
     /// # Errors
-    /// If the embedded object is missing, the kernel refuses it, or what is pinned has
-    /// another ABI version or trusts another cgroup.
+    /// If the embedded object is missing, the kernel refuses it, or what is pinned trusts another
+    /// cgroup or can't be taken over. What the pods have stands as before.
     pub fn open(options: &CaptureOptions) -> Result<Self> {
         let config = global_config(options)?;
-        match pins::existing(options)? {
-            Some(pins) => Self::adopt(options, pins, config),
-            None => Self::create(options, config),
+        match pins::settle(options)? {
+            Standing::Nothing => Self::create(options, config),
+            Standing::Ours(pins) => {
+                compare(options, &pins, config)?;
+                Self::adopt(options, pins)
+            }
+            Standing::Other(pins, version) => {
+                compare(options, &pins, config)?;
+                takeover::take_over(options, &pins, version, config)
+            }
         }
+    }
+
+    /// How the capture of another ABI version was taken over, if there was one.
+    #[must_use]
+    pub fn taken_over(&self) -> Option<&TakeOver> {
+        self.taken_over.as_ref()
     }
 
     /// The stream of refusals. One reader per agent.
@@ -87,16 +107,14 @@ impl Capture {
         Events::open(&self.pins)
     }
 
-    /// Removes everything of an instance: links, pins, folder. Needs no loaded capture. Call
-    /// it in the network namespace that the walls are in.
+    /// Removes everything of an instance: links, pins, folder, whatever its ABI version. Needs no
+    /// loaded capture. Call it in the network namespace that the walls are in.
     ///
     /// # Errors
     /// If something can't be removed.
     pub fn unload(options: &CaptureOptions) -> Result<()> {
-        if let Ok(Some(pins)) = pins::existing(options)
-            && let Ok(maps) = Maps::open(&pins)
-        {
-            for ifindex in maps.walls.keys().filter_map(Result::ok) {
+        for pins in pins::all(options)? {
+            for ifindex in walled(&pins) {
                 WALLS
                     .into_iter()
                     .try_for_each(|wall| clsact::detach(ifindex, wall))?;
@@ -106,57 +124,74 @@ impl Capture {
     }
 
     fn create(options: &CaptureOptions, config: GlobalConfig) -> Result<Self> {
-        let temporary = pins::temporary(options)?;
-        inner::create_arrays(&temporary)?;
-        let mut loader = Loader::new(&temporary)?;
-        let mut object = loader.open()?;
+        let (temporary, mut loader) = temporary(options)?;
+        let object = loader.open()?;
         let mut maps = Maps::open(&temporary)?;
-        maps.config
-            .set(0, Abi(config), 0)
-            .map_err(abi::failed(map_name::CONFIG))?;
-        for (name, place, attach_type) in ATTACHED_ONCE {
-            let folder = open_folder(place.folder(options))?;
-            let program = object::load(&mut object, name)?;
-            let target = Target::Fd(folder.as_fd());
-            object::attach(&temporary, name, program, &target, attach_type)?;
-        }
-        let pins = pins::publish(options, &temporary)?;
-        loader.use_pins(&pins);
-        Ok(Self {
-            pins,
-            loader,
-            object,
-            maps,
-        })
+        maps.set_config(config)?;
+        let mut capture = Self::load(temporary, loader, object, maps)?;
+        capture.swap(options, &[])?;
+        capture.publish(options)?;
+        Ok(capture)
     }
 
-    fn adopt(options: &CaptureOptions, pins: Pins, config: GlobalConfig) -> Result<Self> {
+    fn adopt(options: &CaptureOptions, pins: Pins) -> Result<Self> {
         let maps = Maps::open(&pins)?;
-        let Abi(found) = maps
-            .config
-            .get(&0, 0)
-            .map_err(abi::failed(map_name::CONFIG))?;
-        compare(options, &pins, found, config)?;
         let mut loader = Loader::new(&pins)?;
-        let mut object = loader.open()?;
-        for (name, place, attach_type) in ATTACHED_ONCE {
-            let program = object::load(&mut object, name)?;
-            if object::update(&pins, name, program)? == Updated::Gone {
-                pins::remove_link(&pins.link(name))?;
-                let folder = open_folder(place.folder(options))?;
-                let target = Target::Fd(folder.as_fd());
-                object::attach(&pins, name, program, &target, attach_type)?;
-            }
-        }
+        let object = loader.open()?;
+        let mut capture = Self::load(pins, loader, object, maps)?;
+        let instances = capture.load_instances()?;
+        capture.swap(options, &instances)?;
+        Ok(capture)
+    }
+
+    /// Loads every program that serves all pods, and replaces none yet: what the kernel refuses
+    /// leaves everything as it was.
+    fn load(pins: Pins, loader: Loader, object: Ebpf, maps: Maps) -> Result<Self> {
         let mut capture = Self {
             pins,
             loader,
             object,
             maps,
+            taken_over: None,
         };
-        capture.update_steering()?;
-        capture.update_walls()?;
+        for (name, ..) in ATTACHED_ONCE {
+            object::load(&mut capture.object, name)?;
+        }
+        if !capture.walls()?.is_empty() {
+            for wall in WALLS {
+                object::load_once(&mut capture.object, wall.program)?;
+            }
+        }
         Ok(capture)
+    }
+
+    /// Lets every hook run this agent's program; attaches where there is no link. Returns how many
+    /// hooks there are.
+    fn swap(
+        &mut self,
+        options: &CaptureOptions,
+        instances: &[(String, ProgramFd)],
+    ) -> Result<usize> {
+        for (name, place, attach_type) in ATTACHED_ONCE {
+            let program = object::load_once(&mut self.object, name)?;
+            if object::update(&self.pins, name, program)? == Updated::Gone {
+                pins::remove_link(&self.pins.link(name))?;
+                let folder = open_folder(place.folder(options))?;
+                let target = Target::Fd(folder.as_fd());
+                object::attach(&self.pins, name, program, &target, attach_type)?;
+            }
+        }
+        for (link, program) in instances {
+            // What hung on a namespace or device that is gone needs no program any more.
+            let _: Updated = object::update(&self.pins, link, program)?;
+        }
+        Ok(ATTACHED_ONCE.len() + instances.len() + self.update_walls()?)
+    }
+
+    fn publish(&mut self, options: &CaptureOptions) -> Result<()> {
+        self.pins = pins::publish(options, &self.pins)?;
+        self.loader.use_pins(&self.pins);
+        Ok(())
     }
 }
 
@@ -177,28 +212,38 @@ impl Place {
     }
 }
 
-fn compare(
-    options: &CaptureOptions,
-    pins: &Pins,
-    found: GlobalConfig,
-    ours: GlobalConfig,
-) -> Result<()> {
-    if found.abi_version != ours.abi_version {
-        return Err(CaptureError::AbiMismatch {
-            pins: pins.folder().to_owned(),
-            found: found.abi_version,
-            ours: ours.abi_version,
-        });
+/// A fresh folder, and a loader that makes its maps.
+fn temporary(options: &CaptureOptions) -> Result<(Pins, Loader)> {
+    let pins = pins::temporary(options)?;
+    inner::create_arrays(&pins)?;
+    let loader = Loader::new(&pins)?;
+    Ok((pins, loader))
+}
+
+/// Refuses pins that trust another cgroup.
+fn compare(options: &CaptureOptions, pins: &Pins, ours: GlobalConfig) -> Result<()> {
+    let (id, level) = takeover::trusted_cgroup(pins)?;
+    if (id, level) == (ours.mesh_cgroup_id, ours.mesh_cgroup_level) {
+        return Ok(());
     }
-    if found != ours {
-        return Err(CaptureError::CgroupMismatch {
-            pins: pins.folder().to_owned(),
-            found: found.mesh_cgroup_id,
-            cgroup: options.mesh_cgroup.clone(),
-            ours: ours.mesh_cgroup_id,
-        });
-    }
-    Ok(())
+    Err(CaptureError::CgroupMismatch {
+        pins: pins.folder().to_owned(),
+        found: id,
+        cgroup: options.mesh_cgroup.clone(),
+        ours: ours.mesh_cgroup_id,
+    })
+}
+
+/// Devices that have walls by what is pinned, of whichever version; none where that can't be read.
+fn walled(pins: &Pins) -> Vec<u32> {
+    let map = pins.map_like(map_name::base(map_name::WALLS));
+    let Ok(Some(map)) = map else {
+        return Vec::new();
+    };
+    let keys = Elements::open(&pins.map(&map)).and_then(|walls| walls.keys());
+    let ifindexes = keys.unwrap_or_default().into_iter();
+    let ifindexes = ifindexes.filter_map(|key| key.try_into().ok().map(u32::from_ne_bytes));
+    ifindexes.collect()
 }
 
 /// Levels count from the hierarchy's root, so `cgroup_root` must be that root.

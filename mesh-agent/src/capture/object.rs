@@ -14,7 +14,7 @@ use super::pins::Pins;
 /// Built by `cargo xtask ebpf`, embedded by the build script; empty when it wasn't built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf.o"));
 
-const MAPS: [&str; 12] = [
+pub(super) const MAPS: [&str; 12] = [
     map_name::CONFIG,
     map_name::PODS,
     map_name::FLOWS,
@@ -191,7 +191,7 @@ pub(super) fn attach(
 /// What became of a link that should run a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Updated {
-    /// It runs the same code already.
+    /// It runs this program already.
     Same,
     /// It runs the new program now.
     Replaced,
@@ -199,20 +199,16 @@ pub(super) enum Updated {
     Gone,
 }
 
-/// Makes a pinned link run this program's code, in one step: never two, never none.
+/// Makes a pinned link run this program, in one step: never two, never none.
 pub(super) fn update(pins: &Pins, link: &str, program: &ProgramFd) -> Result<Updated> {
     let path = pins.link(link);
     let Some(fd) = open_link(pins, link)? else {
         return Ok(Updated::Gone);
     };
+    // The same code is not enough: it can work on another version's maps.
     let info = bpf::link_info(fd.as_fd()).map_err(error::io("asking the link", &path))?;
-    let ours =
-        bpf::program_tag(program.as_fd()).map_err(error::io("asking for the tag of", &path))?;
-    // A link whose target is gone has no program.
-    if bpf::program_by_id(info.program_id)
-        .and_then(|running| bpf::program_tag(running.as_fd()))
-        .is_ok_and(|running| running == ours)
-    {
+    let ours = bpf::program_id(program.as_fd()).map_err(error::io("asking the program", &path))?;
+    if info.program_id == ours {
         return Ok(Updated::Same);
     }
     match bpf::link_update(fd.as_fd(), program.as_fd()) {

@@ -10,10 +10,11 @@ use mesh_common::{
     PodConfig, map_name,
 };
 
-use super::abi::{self, Abi, PodFlows, PodPending};
+use super::abi::{self, Abi, Maps, PodFlows, PodPending};
 use super::bpf::{self, AttachType, Target};
 use super::error::{self, CaptureError, Result};
-use super::object::{self, Updated};
+use super::object;
+use super::shut::SHUT;
 use super::{Capture, pins};
 
 pub(super) const BPF_F_NO_PREALLOC: u32 = 1;
@@ -25,14 +26,8 @@ impl Capture {
     /// If a map can't be made or changed.
     pub fn prepare_pod(&mut self, slot: u32) -> Result<()> {
         check(slot)?;
-        let flows = PodFlows::create(FLOWS_PER_POD, BPF_F_NO_PREALLOC);
-        flows
-            .and_then(|flows| self.maps.flows.set(slot, &flows, 0))
-            .map_err(abi::failed(map_name::FLOWS))?;
-        let pending = PodPending::create(FLOWS_PER_POD, BPF_F_NO_PREALLOC);
-        pending
-            .and_then(|pending| self.maps.pending.set(slot, &pending, 0))
-            .map_err(abi::failed(map_name::PENDING))?;
+        self.maps.give_flows(slot)?;
+        self.maps.give_pending(slot)?;
         self.clear_policy(slot)?;
         self.zero_counters(slot)
     }
@@ -150,22 +145,20 @@ impl Capture {
         Ok((flows.keys().count(), pending.keys().count()))
     }
 
-    /// Lets every pod's steering run this agent's program. Each has its own instance, with
+    /// Loads a program for each pinned link that serves one pod: each has its own instance, with
     /// its slot in it.
-    pub(super) fn update_steering(&mut self) -> Result<()> {
+    pub(super) fn load_instances(&mut self) -> Result<Vec<(String, ProgramFd)>> {
+        let mut programs = Vec::new();
         for link in self.pins.links()? {
-            let Some(slot) = link
-                .strip_prefix("steer-")
-                .and_then(|slot| slot.parse().ok())
-            else {
+            let Some((program, slot)) = instance(&link) else {
                 continue;
             };
             let mut instance = self.loader.open_for(slot)?;
-            let program: &ProgramFd = object::load(&mut instance, object::STEER)?;
-            // A namespace that is gone needs no steering; `withdraw` removes the pin.
-            let _: Updated = object::update(&self.pins, &link, program)?;
+            let program = object::load(&mut instance, program)?.try_clone();
+            let program = program.map_err(error::io("keeping the program for", &link))?;
+            programs.push((link, program));
         }
-        Ok(())
+        Ok(programs)
     }
 
     pub(super) fn remove_inner(&self, name: &'static str, slot: u32) -> Result<()> {
@@ -177,6 +170,33 @@ impl Capture {
             _ => Ok(()),
         }
     }
+}
+
+impl Maps {
+    /// Gives a slot an empty rendezvous.
+    pub(super) fn give_flows(&mut self, slot: u32) -> Result<()> {
+        let flows = PodFlows::create(FLOWS_PER_POD, BPF_F_NO_PREALLOC);
+        flows
+            .and_then(|flows| self.flows.set(slot, &flows, 0))
+            .map_err(abi::failed(map_name::FLOWS))
+    }
+
+    /// Gives a slot its quota.
+    pub(super) fn give_pending(&mut self, slot: u32) -> Result<()> {
+        let pending = PodPending::create(FLOWS_PER_POD, BPF_F_NO_PREALLOC);
+        pending
+            .and_then(|pending| self.pending.set(slot, &pending, 0))
+            .map_err(abi::failed(map_name::PENDING))
+    }
+}
+
+/// The program and the slot of a link that serves one pod, by its name.
+pub(super) fn instance(link: &str) -> Option<(&'static str, u32)> {
+    [object::STEER, SHUT].into_iter().find_map(|program| {
+        let pod = link.strip_prefix(program)?.strip_prefix('-')?;
+        let slot = pod.split('-').next()?.parse().ok()?;
+        Some((program, slot))
+    })
 }
 
 fn steer_link(slot: u32) -> String {

@@ -11,8 +11,8 @@ use super::object::{self, Updated};
 use super::walls::Wall;
 use super::{Capture, clsact, pins};
 
-/// Its program, an instance per pod.
-const SHUT: &str = "shut";
+/// Its program, an instance per pod; its links are `shut-<slot>-<ifindex>-<way>`.
+pub(super) const SHUT: &str = "shut";
 
 /// Both directions of a device; the first word is part of the link's name.
 const DIRECTIONS: [(&str, Wall); 2] = [

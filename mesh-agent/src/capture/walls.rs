@@ -69,8 +69,9 @@ impl Capture {
     }
 
     /// Lets every wall run this agent's program, and puts up what an agent that died has left
-    /// undone.
-    pub(super) fn update_walls(&mut self) -> Result<()> {
+    /// undone. Returns how many were changed.
+    pub(super) fn update_walls(&mut self) -> Result<usize> {
+        let mut changed = 0;
         for (ifindex, _) in self.walls()? {
             for wall in WALLS {
                 let program = object::load_once(&mut self.object, wall.program)?;
@@ -79,9 +80,10 @@ impl Capture {
                 if updated == Updated::Gone && clsact::device(ifindex).is_some() {
                     self.attach_one(ifindex, wall)?;
                 }
+                changed += 1;
             }
         }
-        Ok(())
+        Ok(changed)
     }
 
     /// Takes a device's walls off; what isn't there is no error.

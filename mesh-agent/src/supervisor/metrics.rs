@@ -59,6 +59,10 @@ pub(super) fn install() -> Result<PrometheusHandle, String> {
         "nodemesh_workers_adopted_total",
         "Workers of an earlier supervisor that this one took over"
     );
+    metrics::describe_gauge!(
+        "nodemesh_capture_takeover_maps",
+        "Kernel maps of another ABI version that this agent shared, copied, or had to begin empty"
+    );
     Ok(handle)
 }
 

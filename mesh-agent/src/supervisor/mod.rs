@@ -62,7 +62,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::capture::Capture;
+use crate::capture::{Capture, TakeOver};
 use crate::sandbox::cgroup::{MeshCgroup, enter_host_namespace, probe_move};
 use crate::sandbox::{WorkerImage, kernel_lacks};
 use config::{Config, LogFormat};
@@ -118,6 +118,9 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     }
     let options = unload::capture_options(&config.instance, &config.bpffs, &mesh_cgroup)?;
     let capture = Capture::open(&options).context("loading the capture")?;
+    if let Some(take_over) = capture.taken_over() {
+        tell_take_over(take_over);
+    }
     let events = capture.events().context("reading the capture's events")?;
     let image = WorkerImage::seal()?;
     let records = Records::open(&config.run_dir)
@@ -159,6 +162,34 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     node.run(asks, stop_signal()?).await;
     tracing::info!("supervisor ends; workers and capture stay");
     Ok(())
+}
+
+fn tell_take_over(take_over: &TakeOver) {
+    let TakeOver {
+        from,
+        shared,
+        copied,
+        emptied,
+        links,
+        swapped_in,
+        took,
+    } = take_over;
+    for (outcome, maps) in [("shared", shared), ("copied", copied), ("emptied", emptied)] {
+        let count = u32::try_from(maps.len()).unwrap_or(u32::MAX);
+        ::metrics::gauge!("nodemesh_capture_takeover_maps", "outcome" => outcome).set(count);
+    }
+    let (swapped_us, took_ms) = (swapped_in.as_micros(), took.as_millis());
+    tracing::info!(
+        from,
+        to = mesh_common::ABI_VERSION,
+        ?shared,
+        ?copied,
+        ?emptied,
+        links,
+        swapped_us,
+        took_ms,
+        "took over the capture of another ABI version"
+    );
 }
 
 fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {

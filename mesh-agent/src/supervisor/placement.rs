@@ -127,14 +127,9 @@ impl PodTask {
         if self.legacy.listener(FdKind::OutboundV6).is_some() {
             flags |= POD_HAS_LISTENER_V6;
         }
-        let pod = PodConfig {
-            worker_cgroup_id: cgroup.id(),
-            slot: self.record.slot,
-            flags,
-            address_v4: first_v4(&self.goal),
-            address_v6: first_v6(&self.goal),
-        };
         let slot = self.record.slot;
+        let (v4_address, v6_address) = (first_v4(&self.goal), first_v6(&self.goal));
+        let pod = PodConfig::new(cgroup.id(), slot, flags, v4_address, v6_address);
         let mut capture = self.shared.capture();
         capture
             .set_listeners(slot, v4, v6)

@@ -17,5 +17,6 @@ mod program;
 mod quota;
 mod source;
 mod swap;
+mod takeover;
 mod udp;
 mod wall;
