@@ -5,7 +5,7 @@ use aya_ebpf::programs::SockAddrContext;
 use mesh_common::{PORT_OUTBOUND, SOCKET_APP_ACCEPTED, SOCKET_CAPTURED};
 
 use crate::address::Address;
-use crate::context::{ALLOW, SocketAddress};
+use crate::context::{ALLOW, SocketAddress, field};
 use crate::storage;
 
 #[inline(always)]
@@ -47,13 +47,16 @@ fn peer(name: &SocketAddress) -> i32 {
     ALLOW
 }
 
-/// A captured socket's own address is its pod's; its port is real.
+/// A captured socket's own address is its pod's; its port is real. Disconnected again
+/// (`AF_UNSPEC`) it has no peer, and a loopback address that it then binds is its own.
 #[inline(always)]
 fn local(name: &SocketAddress) -> i32 {
-    let Some(state) = storage::get(name.socket()) else {
+    let socket = name.socket();
+    let Some(state) = storage::get(socket) else {
         return ALLOW;
     };
-    if state.kind == SOCKET_CAPTURED && name.address().is_loopback() {
+    let connected = field!(socket, dst_port) != 0;
+    if state.kind == SOCKET_CAPTURED && connected && name.address().is_loopback() {
         name.set_address(Address::from_bytes(&state.local));
     }
     ALLOW

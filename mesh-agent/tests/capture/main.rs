@@ -15,6 +15,7 @@ mod policy;
 mod process;
 mod program;
 mod quota;
+mod sockets;
 mod source;
 mod swap;
 mod takeover;

@@ -28,7 +28,7 @@ fn errno(result: io::Result<Socket>) -> i32 {
     result.unwrap_err().raw_os_error().unwrap()
 }
 
-fn nothing_left(lab: &Lab) {
+pub(crate) fn nothing_left(lab: &Lab) {
     let capture = lab.capture.as_ref().unwrap();
     eventually("no flow and no reservation is left", || {
         (capture.unfinished(0).unwrap() == (0, 0)).then_some(())
@@ -89,15 +89,6 @@ fn without_an_ipv6_listener_ipv6_goes_to_the_ipv4_one() {
 }
 
 #[test]
-fn the_pods_own_address_is_captured_too() {
-    let lab = Lab::new();
-    let own = SocketAddr::new(lab.pod().v4, 8080);
-    let _app = dial(&lab, own).unwrap();
-    let (worker, _) = accept(&lab.worker().outbound_v4);
-    assert_eq!(original_destination(&worker, libc::SOL_IP), own);
-}
-
-#[test]
 fn local_destinations_stay_local() {
     let lab = Lab::new();
     let listen = |at: &str| {
@@ -149,7 +140,7 @@ fn a_socket_that_was_captured_and_is_connected_again_has_no_stale_names() {
     nothing_left(&lab);
 }
 
-fn disconnect(socket: &Socket) {
+pub(crate) fn disconnect(socket: &Socket) {
     let unspecified: [u8; 16] = [0; 16];
     // SAFETY: a sockaddr of family AF_UNSPEC, as long as said.
     let status = unsafe { libc::connect(socket.as_raw_fd(), unspecified.as_ptr().cast(), 16) };
@@ -181,29 +172,6 @@ fn a_family_without_a_route_fails_as_without_the_mesh() {
     assert_eq!(errno(dial(&lab, address(V6))), libc::ENETUNREACH);
     assert_eq!(lab.refused(0, KernelReason::ConnectNoRoute), 1);
     dial(&lab, address(V4)).unwrap();
-}
-
-#[test]
-fn a_socket_bound_to_a_device_is_refused_at_once() {
-    let lab = Lab::new();
-    let socket = tcp(&lab, Domain::IPV4);
-    socket.bind_device(Some(b"eth0")).unwrap();
-    let error = socket.connect(&address(V4).into()).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(libc::ENETUNREACH));
-    assert_eq!(lab.refused(0, KernelReason::ConnectBoundDevice), 1);
-}
-
-#[test]
-fn a_socket_bound_to_the_pods_address_is_captured() {
-    let lab = Lab::new();
-    let socket = tcp(&lab, Domain::IPV4);
-    socket
-        .bind(&SocketAddr::new(lab.pod().v4, 0).into())
-        .unwrap();
-    socket.connect(&address(V4).into()).unwrap();
-    let (worker, from) = accept(&lab.worker().outbound_v4);
-    assert_eq!(original_destination(&worker, libc::SOL_IP), address(V4));
-    assert_eq!(from, local(&socket));
 }
 
 #[test]
@@ -271,22 +239,4 @@ fn the_private_option_is_nothing_to_an_app() {
     app.connect(&socket, address(V4)).unwrap();
     let (worker, _) = accept(&lab.worker().outbound_v4);
     assert_eq!(original_destination(&worker, libc::SOL_IP), address(V4));
-}
-
-#[test]
-fn mptcp_sockets_have_the_right_names_too() {
-    const IPPROTO_MPTCP: i32 = 262;
-    let lab = Lab::new();
-    let app = lab.in_pod(|| {
-        let protocol = Some(IPPROTO_MPTCP.into());
-        let app = Socket::new(Domain::IPV4, Type::STREAM, protocol)
-            .expect("this test needs a kernel with MPTCP");
-        app.connect(&address(V4).into()).unwrap();
-        app
-    });
-    let (worker, from) = accept(&lab.worker().outbound_v4);
-    assert_eq!(original_destination(&worker, libc::SOL_IP), address(V4));
-    assert_eq!(peer(&app), address(V4));
-    assert_eq!(local(&app), SocketAddr::new(lab.pod().v4, from.port()));
-    nothing_left(&lab);
 }
