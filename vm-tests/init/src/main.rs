@@ -89,11 +89,12 @@ fn mount_all() -> io::Result<()> {
     ] {
         symlink(to, Path::new("/dev").join(name))?;
     }
+    symlink("/run", "/var/run")?;
     fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+cpu +pids")?;
     if let Err(e) = fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory") {
         eprintln!("init: no memory controller: {e}");
     }
-    for folder in ["/var/log", "/var/lib", "/var/run", "/run/netns"] {
+    for folder in ["/var/log", "/var/lib", "/run/netns"] {
         fs::create_dir_all(folder)?;
     }
     Ok(())
