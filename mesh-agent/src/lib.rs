@@ -5,6 +5,8 @@
 
 pub mod capture;
 pub mod channel;
+pub mod check;
+pub mod features;
 pub mod sandbox;
 pub mod supervisor;
 pub mod worker;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use mesh_agent::check::{self, CheckArgs};
 use mesh_agent::supervisor::admin::{self, Request, Response};
 use mesh_agent::supervisor::config::{Config, EX_USAGE, RunArgs, default_run_dir};
 use mesh_agent::supervisor::report::{Level, PodReport, PodState};
@@ -32,6 +33,12 @@ A node from nothing:
   mesh-agent pod add --namespace shop --name cart --netns /run/netns/cart
   mesh-agent status";
 
+const CHECK_EXAMPLE: &str = "\
+Examples:
+  mesh-agent check
+  mesh-agent check --json | jq '.features[] | select(.lack)'
+  mesh-agent check --programs --verifier-log /tmp/verifier";
+
 #[derive(Subcommand)]
 enum Command {
     /// Run the supervisor in the foreground
@@ -51,6 +58,16 @@ enum Command {
     Pod(PodCommand),
     /// Print the state of the supervisor and of its pods, as JSON
     Status(RunDir),
+    /// Say whether this kernel has what the agent needs
+    ///
+    /// Asks the kernel itself, in the way `run` does at its start, and leaves nothing behind:
+    /// what is required, what is used when present, what each is for, which version of Linux
+    /// brought it, and the option it is built with. With --programs also what the verifier
+    /// makes of the embedded programs. Needs root, and no supervisor; harms none that runs.
+    ///
+    /// Exit status: 0 if `run` would start here, 1 if something required is missing.
+    #[command(after_help = CHECK_EXAMPLE)]
+    Check(CheckArgs),
     /// Take an instance off this kernel: workers, programs, maps, cgroups, files
     ///
     /// The supervisor must have ended. Run it in the network namespace that the supervisor ran in.
@@ -131,6 +148,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Worker => return run_worker(),
         Command::Pod(command) => pod(command),
         Command::Status(RunDir { run_dir }) => status(&run_dir),
+        Command::Check(args) => check::check(&args),
         Command::Unload(args) => supervisor::unload::unload(&args),
     };
     match outcome {

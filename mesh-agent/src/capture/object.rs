@@ -1,7 +1,6 @@
 //! The embedded object, its programs, and the links they run in.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 use aya::programs::{Program, ProgramFd};
 use aya::{Ebpf, EbpfLoader};
@@ -9,10 +8,12 @@ use mesh_common::{MAX_PODS, map_name};
 
 use super::bpf::{self, AttachType, Target};
 use super::error::{self, CaptureError, Result};
+use super::features;
 use super::pins::Pins;
 
 /// Built by `cargo xtask ebpf`, embedded by the build script; empty when it wasn't built.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf.o"));
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf.o"));
 
 pub(super) const MAPS: [&str; 12] = [
     map_name::CONFIG,
@@ -82,15 +83,20 @@ pub(super) struct Loader {
 
 impl Loader {
     pub(super) fn new(pins: &Pins) -> Result<Self> {
+        let mut loader = Self::without_pins()?;
+        loader.use_pins(pins);
+        Ok(loader)
+    }
+
+    /// Objects have maps of their own, which go with them.
+    pub(super) fn without_pins() -> Result<Self> {
         if OBJECT.is_empty() {
             return Err(CaptureError::NoObject);
         }
         let mut loader = EbpfLoader::new();
-        let mptcp = Path::new("/proc/sys/net/mptcp").exists();
-        loader.override_global(MPTCP, if mptcp { &PRESENT } else { &ABSENT }, true);
-        let mut loader = Self { loader };
-        loader.use_pins(pins);
-        Ok(loader)
+        let mptcp = if features::mptcp() { &PRESENT } else { &ABSENT };
+        loader.override_global(MPTCP, mptcp, true);
+        Ok(Self { loader })
     }
 
     /// Objects use the maps that are pinned there, and make and pin those that aren't.

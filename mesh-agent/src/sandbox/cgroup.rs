@@ -6,6 +6,7 @@
 //! Budgets go where the machine has the controllers: into cgroup v2, or, on hybrid
 //! machines, into parallel v1 cgroups of the same names.
 
+mod features;
 mod host;
 mod mounts;
 
@@ -14,6 +15,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+pub(super) use features::features;
 pub use host::{enter_host_namespace, probe_move};
 use mounts::{Controller, Mounts};
 

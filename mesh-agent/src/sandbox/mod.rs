@@ -14,6 +14,7 @@
 mod adopt;
 pub mod cgroup;
 mod confine;
+mod features;
 mod image;
 mod limits;
 mod privileges;
@@ -29,8 +30,8 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
 pub use adopt::{Expected, adopt};
 pub use confine::{become_worker, is_worker};
+pub use features::features;
 pub use image::WorkerImage;
-pub use privileges::kernel_lacks;
 pub use spawn::{Birth, spawn};
 
 /// First argument of a worker's command line.

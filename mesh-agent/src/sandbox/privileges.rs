@@ -60,29 +60,20 @@ pub(super) fn verify(uid: u32, gid: u32) -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// What this kernel lacks of the full confinement, one line each, for the supervisor to log
-/// at its start. The empty root and the system call filter refuse the same things.
-#[must_use]
-pub fn kernel_lacks() -> Vec<String> {
+/// The version of landlock that the kernel has; 0 or less: none.
+pub(super) fn landlock_version() -> libc::c_long {
     let version: libc::c_ulong = 1;
     // SAFETY: with this flag the kernel only says its version.
-    let landlock = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, version) };
-    let mut lacks = Vec::new();
-    match landlock {
-        ..=0 => lacks.push("no landlock: workers have no second lock on files (Linux 5.13)".into()),
-        1..6 => lacks.push(format!(
-            "landlock {landlock}: workers have no second lock on signals (Linux 6.12)"
-        )),
-        _ => {}
-    }
-    if prctl(PR_GET_MDWE, 0).is_err() {
-        lacks.push("workers have no second lock on executable memory (Linux 6.3)".into());
-    }
-    lacks
+    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, version) }
+}
+
+/// Whether the kernel has what [`refuse_new_code`] asks for.
+pub(super) fn no_new_code() -> io::Result<()> {
+    prctl(PR_GET_MDWE, 0)
 }
 
 /// No file system access at all, and no signal or abstract socket out of the sandbox, as far
-/// as the kernel has it; see [`kernel_lacks`].
+/// as the kernel has it.
 pub(super) fn landlock() -> Result<(), SandboxError> {
     let restricted = || {
         Ruleset::default()

@@ -63,8 +63,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::capture::{Capture, TakeOver};
+use crate::features::{Features, Need};
+use crate::sandbox::WorkerImage;
 use crate::sandbox::cgroup::{MeshCgroup, enter_host_namespace, probe_move};
-use crate::sandbox::{WorkerImage, kernel_lacks};
 use config::{Config, LogFormat};
 use lock::RunLock;
 use node::Node;
@@ -111,11 +112,9 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     let _lock = RunLock::take(&config.run_dir)?;
     join::make_state_dir(&config.state_dir)?;
     let handle = metrics::install().map_err(anyhow::Error::msg)?;
+    require_features()?;
     let mesh_cgroup = MeshCgroup::open(&config.instance)?;
     probe_move(&mesh_cgroup)?;
-    for lack in kernel_lacks() {
-        tracing::warn!("{lack}");
-    }
     let options = unload::capture_options(&config.instance, &config.bpffs, &mesh_cgroup)?;
     let capture = Capture::open(&options).context("loading the capture")?;
     if let Some(take_over) = capture.taken_over() {
@@ -154,12 +153,13 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     ));
     tokio::spawn(node_report::keep_reporting(shared.clone()));
     tokio::spawn(kernel_rules::keep(shared.clone()));
+    let stopped = stop_signal()?;
     tracing::info!(
         node = config.node,
         instance = config.instance,
         "supervisor is up"
     );
-    node.run(asks, stop_signal()?).await;
+    node.run(asks, stopped).await;
     tracing::info!("supervisor ends; workers and capture stay");
     Ok(())
 }
@@ -190,6 +190,22 @@ fn tell_take_over(take_over: &TakeOver) {
         took_ms,
         "took over the capture of another ABI version"
     );
+}
+
+/// Says what is done without, and refuses a kernel without what can't be.
+fn require_features() -> anyhow::Result<()> {
+    let features = Features::probe();
+    for feature in features.missing(Need::Optional) {
+        tracing::warn!(
+            since = feature.since,
+            config = feature.config,
+            here = feature.lack,
+            "this kernel has no {}: {}",
+            feature.name,
+            feature.purpose,
+        );
+    }
+    Ok(features.require()?)
 }
 
 fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
