@@ -7,6 +7,7 @@ mod foreign;
 mod frame;
 mod inbound;
 mod injection;
+mod killed;
 mod lab;
 mod lifecycle;
 mod names;

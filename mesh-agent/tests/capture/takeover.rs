@@ -22,8 +22,8 @@ use crate::policy::{DENIED, denials};
 use crate::program;
 
 /// The version that is played.
-const OTHER: u32 = 999;
-const OUTSIDE: &str = "192.0.2.9:443";
+pub(crate) const OTHER: u32 = 999;
+pub(crate) const OUTSIDE: &str = "192.0.2.9:443";
 /// All maps but the one that says whose they are.
 const MAPS: [&str; 11] = [
     map_name::PODS,
@@ -39,12 +39,12 @@ const MAPS: [&str; 11] = [
     map_name::EVENT_BUDGETS,
 ];
 
-fn folder(lab: &Lab, version: u32) -> PathBuf {
+pub(crate) fn folder(lab: &Lab, version: u32) -> PathBuf {
     let instance = lab.options.bpffs.join(format!("nodemesh-{}", lab.prefix));
     instance.join(format!("v{version}"))
 }
 
-fn versions(lab: &Lab) -> Vec<String> {
+pub(crate) fn versions(lab: &Lab) -> Vec<String> {
     let instance = folder(lab, ABI_VERSION);
     let entries = fs::read_dir(instance.parent().unwrap()).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -54,7 +54,7 @@ fn versions(lab: &Lab) -> Vec<String> {
 }
 
 /// What stands was made by the other version, which has another layout of these maps.
-fn play_other(lab: &mut Lab, changed: &[&str]) {
+pub(crate) fn play_other(lab: &mut Lab, changed: &[&str]) {
     lab.capture = None;
     let other = folder(lab, OTHER);
     fs::rename(folder(lab, ABI_VERSION), &other).unwrap();
@@ -64,7 +64,7 @@ fn play_other(lab: &mut Lab, changed: &[&str]) {
     }
 }
 
-fn open(lab: &Lab) -> Result<Capture, CaptureError> {
+pub(crate) fn open(lab: &Lab) -> Result<Capture, CaptureError> {
     in_netns(&lab.node_netns(), || Capture::open(&lab.options))
 }
 
@@ -77,7 +77,7 @@ fn take_over(lab: &mut Lab) -> TakeOver {
     report
 }
 
-fn dial(lab: &Lab, to: SocketAddr) -> std::io::Result<Socket> {
+pub(crate) fn dial(lab: &Lab, to: SocketAddr) -> std::io::Result<Socket> {
     lab.in_pod(|| {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
         socket.connect_timeout(&to.into(), Duration::from_secs(2))?;
@@ -85,7 +85,7 @@ fn dial(lab: &Lab, to: SocketAddr) -> std::io::Result<Socket> {
     })
 }
 
-fn assert_captured(lab: &Lab) {
+pub(crate) fn assert_captured(lab: &Lab) {
     let app = dial(lab, address(OUTSIDE)).unwrap();
     let (worker, _) = accept(&lab.worker().outbound_v4);
     assert_eq!(
@@ -102,7 +102,7 @@ fn assert_walled(lab: &Lab) {
 }
 
 /// A line of what the kernel says of a descriptor.
-fn fact(fd: BorrowedFd<'_>, name: &str) -> Option<u64> {
+pub(crate) fn fact(fd: BorrowedFd<'_>, name: &str) -> Option<u64> {
     let facts = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
     let mut facts = facts.lines().filter_map(|line| line.split_once(':'));
     let (_, value) = facts.find(|(key, _)| *key == name)?;
@@ -110,7 +110,7 @@ fn fact(fd: BorrowedFd<'_>, name: &str) -> Option<u64> {
 }
 
 /// Every program works on the maps that are pinned now, and on no other's.
-fn assert_on_own_maps(lab: &Lab) {
+pub(crate) fn assert_on_own_maps(lab: &Lab) {
     let pins = folder(lab, ABI_VERSION);
     let all = MAPS.into_iter().chain([map_name::CONFIG]);
     let own = all.map(|map| MapInfo::from_pin(pins.join("maps").join(map)).unwrap().id());
@@ -144,7 +144,7 @@ fn call(lab: &Lab) -> std::io::Result<Socket> {
     })
 }
 
-fn assert_steered(lab: &Lab) {
+pub(crate) fn assert_steered(lab: &Lab) {
     let caller = call(lab).unwrap();
     let (_, from) = accept(&lab.worker().plaintext_v4);
     assert_eq!(from, local(&caller));

@@ -98,6 +98,15 @@ impl Agent {
             })
     }
 
+    /// Runs another binary of the mesh from the next start on, such as `mesh-agent-abi-next`.
+    ///
+    /// # Errors
+    /// If it isn't built.
+    pub fn set_binary(&mut self, name: &str) -> Result<()> {
+        self.daemon.set_program(programs::mesh_binary(name)?);
+        Ok(())
+    }
+
     /// Ends it by SIGTERM and starts it again.
     ///
     /// # Errors

@@ -51,6 +51,11 @@ impl Daemon {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Runs another program from the next start on.
+    pub(super) fn set_program(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
     /// Its program, for another run of it.
     #[must_use]
     pub fn program(&self) -> &Path {

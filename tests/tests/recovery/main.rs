@@ -5,6 +5,7 @@ mod kernel;
 mod pods;
 mod supervisors;
 mod traffic;
+mod versions;
 mod workers;
 
 use std::net::SocketAddr;

@@ -25,14 +25,23 @@ impl Conversation {
         Ok(Self(BufReader::new(stream)))
     }
 
-    /// Waits for the server's first line.
+    /// Waits for the server's first line, which says who it takes the client for.
     pub(crate) fn greeted(&mut self) -> io::Result<()> {
+        let stream = self.0.get_ref();
+        let (own, to) = (stream.local_addr()?, stream.peer_addr()?);
+        let expected = format!("accept={own} peer={own} local={to}\n");
         let mut line = String::new();
         self.0.read_line(&mut line)?;
-        match line.starts_with("accept=") {
+        match line == expected {
             true => Ok(()),
-            false => Err(Error::other(format!("not the server's greeting: {line:?}"))),
+            false => Err(Error::other(format!("{expected:?} was due, got {line:?}"))),
         }
+    }
+
+    /// Both ends' addresses, as the client sees them.
+    pub(crate) fn names(&self) -> io::Result<[SocketAddr; 2]> {
+        let stream = self.0.get_ref();
+        Ok([stream.local_addr()?, stream.peer_addr()?])
     }
 
     pub(crate) fn say(&mut self, number: u64) -> io::Result<()> {
@@ -78,13 +87,20 @@ impl Traffic {
         let traffic = Self::start(from, move || {
             let mut conversation = None;
             move |number| {
-                if conversation.is_none() {
-                    let mut new = Conversation::open(to)?;
-                    new.greeted()?;
-                    conversation = Some(new);
+                let (conversation, names) = match &mut conversation {
+                    Some(open) => open,
+                    none => {
+                        let mut new = Conversation::open(to)?;
+                        new.greeted()?;
+                        let names = new.names()?;
+                        none.insert((new, names))
+                    }
+                };
+                conversation.say(number)?;
+                match conversation.names()? {
+                    now if now == *names => Ok(()),
+                    now => Err(Error::other(format!("{names:?} are called {now:?} now"))),
                 }
-                let said = conversation.as_mut().map(|c| c.say(number));
-                said.unwrap_or(Ok(()))
             }
         });
         traffic.wait(10);
