@@ -1,6 +1,7 @@
 //! Stock kernels: Debian's packages, fetched once, and what QEMU boots of them.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -80,16 +81,29 @@ pub(super) fn fetch(folder: &Path, kernel: &Kernel) -> Result<Fetched> {
     let unpacked = folder.join(format!("{}.unpacking", fetched.release));
     let _ = fs::remove_dir_all(&unpacked);
     fs::create_dir_all(&unpacked)?;
-    apt.unpack(&format!("linux-image-{}", fetched.release), &unpacked)?;
+    for package in apt.parts(&fetched.release)? {
+        apt.unpack(&package, &unpacked)?;
+    }
+    // Newer packages have their modules below /usr alone.
+    if !unpacked.join("lib").exists() {
+        symlink("usr/lib", unpacked.join("lib"))?;
+    }
     exec::read(
         Command::new("depmod")
             .arg("-b")
             .arg(&unpacked)
             .arg(&fetched.release),
     )?;
-    let compressed = unpacked
-        .join("boot")
-        .join(format!("vmlinuz-{}", fetched.release));
+    let release = &fetched.release;
+    let compressed = [
+        format!("boot/vmlinuz-{release}"),
+        format!("lib/modules/{release}/vmlinuz"),
+    ];
+    let compressed = compressed
+        .iter()
+        .map(|path| unpacked.join(path))
+        .find(|path| path.is_file())
+        .with_context(|| format!("the packages of {release} have no vmlinuz"))?;
     let vmlinux = extract(&compressed).with_context(|| compressed.display().to_string())?;
     let _ = fs::remove_dir_all(&fetched.root);
     fs::rename(&unpacked, &fetched.root)?;
@@ -136,6 +150,18 @@ impl Apt {
         // The lists may be old or absent.
         exec::read(self.command("apt-get").args(["update", "-qq"]))?;
         ask()?.with_context(|| format!("{package} depends on no kernel's package"))
+    }
+
+    /// The packages of a kernel: one, or, in newer suites, one for each of its parts.
+    fn parts(&self, release: &str) -> Result<Vec<String>> {
+        let image = format!("linux-image-{release}");
+        let said = exec::read(self.command("apt-cache").args(["depends", &image]))?;
+        let depends = said
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .filter(|name| name.ends_with(release) && !name.starts_with("linux-base"))
+            .map(str::to_owned);
+        Ok(depends.chain([image]).collect())
     }
 
     fn unpack(&self, package: &str, into: &Path) -> Result<()> {
