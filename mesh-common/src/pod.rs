@@ -83,6 +83,8 @@ pub struct WallConfig {
 
 /// Nothing passes, in either direction.
 pub const WALL_CUT_OFF: u32 = 1;
+/// The agent's own note: it has set the device down, because a wall could not be put up at it.
+pub const WALL_DEVICE_DOWN: u32 = 1 << 1;
 
 /// Listeners of one pod in the `LISTENERS` sockmap.
 pub const LISTENERS_PER_POD: u32 = 2;

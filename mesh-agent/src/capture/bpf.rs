@@ -14,7 +14,9 @@ const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
@@ -27,6 +29,9 @@ const BPF_F_NO_PREALLOC: u32 = 1;
 
 /// Attach before every other program (of a tcx hook).
 pub(super) const BPF_F_BEFORE: u32 = 1 << 3;
+
+/// Most programs that the kernel takes at one tcx hook, or as `sk_lookup` of one namespace.
+const PROGRAMS_AT_HOOK: usize = 64;
 
 /// `enum bpf_attach_type` of `linux/bpf.h`.
 #[repr(u32)]
@@ -58,10 +63,18 @@ pub(super) struct LinkInfo {
     /// Id of the program that the link runs.
     pub(super) program_id: u32,
     padding: u32,
-    /// netns: its inode number; tcx: the ifindex. 0 when that is gone.
+    /// netns: its inode number; tcx: the ifindex; cgroup: the lower half of its id. 0 when the
+    /// link is detached, or what it hung on is gone.
     pub(super) target: u32,
     attach_type: u32,
     rest: [u64; 8],
+}
+
+impl LinkInfo {
+    /// Id of the cgroup that a cgroup's link hangs on; 0 when it is detached.
+    pub(super) fn cgroup_id(&self) -> u64 {
+        u64::from(self.attach_type) << 32 | u64::from(self.target)
+    }
 }
 
 /// The head of `struct bpf_prog_info`.
@@ -84,6 +97,15 @@ pub(super) enum Target<'a> {
     Ifindex(u32),
 }
 
+impl Target<'_> {
+    fn number(&self) -> u32 {
+        match *self {
+            Self::Fd(fd) => raw(fd.as_raw_fd()),
+            Self::Ifindex(ifindex) => ifindex,
+        }
+    }
+}
+
 /// Attaches a program; it stays while the descriptor or a pin of it does.
 pub(super) fn link_create(
     program: BorrowedFd<'_>,
@@ -91,11 +113,8 @@ pub(super) fn link_create(
     attach_type: AttachType,
     flags: u32,
 ) -> io::Result<OwnedFd> {
-    let target = match *target {
-        Target::Fd(fd) => raw(fd.as_raw_fd()),
-        Target::Ifindex(ifindex) => ifindex,
-    };
-    let head = [raw(program.as_raw_fd()), target, attach_type as u32, flags];
+    let program = raw(program.as_raw_fd());
+    let head = [program, target.number(), attach_type as u32, flags];
     let fd = bpf(BPF_LINK_CREATE, &attributes(&head))?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -120,6 +139,31 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
 /// The kernel's number of a loaded program.
 pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     object_info::<ProgramInfo>(program).map(|info| info.id)
+}
+
+/// Ids of the programs at a tcx hook or a network namespace, in the order in which they run.
+pub(super) fn programs_at(target: &Target<'_>, attach_type: AttachType) -> io::Result<Vec<u32>> {
+    let mut ids = vec![0_u32; PROGRAMS_AT_HOOK];
+    let [low, high] = pointer(ids.as_mut_ptr().cast());
+    let count = u32::try_from(ids.len()).expect("a small number");
+    let head = [target.number(), attach_type as u32, 0, 0, low, high, count];
+    let mut attributes = attributes(&head);
+    bpf_mut(BPF_PROG_QUERY, &mut attributes)?;
+    ids.truncate(attributes.0[6] as usize);
+    Ok(ids)
+}
+
+/// Whether the kernel has tcx hooks (Linux 6.6).
+pub(super) fn has_tcx() -> bool {
+    // Every network namespace has its loopback there.
+    programs_at(&Target::Ifindex(1), AttachType::TcxIngress).is_ok()
+}
+
+/// Opens a loaded program.
+pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let fd = bpf(BPF_PROG_GET_FD_BY_ID, &attributes(&[id]))?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The kernel fills as much of its info as `T` has room for.
@@ -253,13 +297,19 @@ pub(super) fn pointer(pointer: *const libc::c_void) -> [u32; 2] {
 }
 
 pub(super) fn bpf(command: libc::c_long, attributes: &Attributes) -> io::Result<RawFd> {
+    let mut attributes = Attributes(attributes.0);
+    bpf_mut(command, &mut attributes)
+}
+
+/// For commands that answer in the attributes.
+fn bpf_mut(command: libc::c_long, attributes: &mut Attributes) -> io::Result<RawFd> {
     // SAFETY: the attributes are at least as large as the size given, and every pointer in
     // them is to memory that outlives the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
             command,
-            std::ptr::from_ref(attributes),
+            std::ptr::from_mut(attributes),
             size_of::<Attributes>(),
         )
     };

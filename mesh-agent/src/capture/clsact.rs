@@ -1,102 +1,133 @@
 //! The walls on kernels without tcx (before 6.6): filters on the clsact qdisc, first in order.
+//!
+//! The lowest priority runs first; within one, the filter that was added last. So a wall has
+//! priority 1, and is added again, under its other handle, where another got before it.
 
-use std::ffi::CStr;
 use std::mem;
 
 use aya::Ebpf;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{Link, Program, ProgramError, SchedClassifier};
-use aya::util::KernelVersion;
 
-use super::error::{CaptureError, Result};
+use super::device;
+use super::error::{self, CaptureError, Result};
+use super::filters::{self, Filter};
 use super::walls::Wall;
 
 /// First of all filters.
 const PRIORITY: u16 = 1;
-/// So that the filter is found again.
-const HANDLE: TcHandle = TcHandle::new(0, 0x4e4d);
+/// So that a wall's filter is found again; the second is for the moment in which it is replaced.
+const HANDLES: [TcHandle; 2] = [TcHandle::new(0, 0x4e4d), TcHandle::new(0, 0x4e4e)];
 
-/// Puts the filter on a device, or replaces the one that is there.
+/// Puts the filter on a device, or replaces the program of the one that is there.
 pub(super) fn attach(object: &mut Ebpf, ifindex: u32, wall: Wall) -> Result<()> {
-    let name = device(ifindex).ok_or_else(|| {
-        let name = format!("with index {ifindex}");
-        failed(wall)(ProgramError::UnknownInterface { name })
-    })?;
-    let program = object.program_mut(wall.program);
-    let Some(Program::SchedClassifier(program)) = program else {
-        return Err(CaptureError::ObjectLacks {
-            what: "program",
-            name: wall.program.to_owned(),
-        });
-    };
+    let name = existing(ifindex, wall)?;
     // Fails where the qdisc is there already; what matters fails below.
     let _: Result<(), tc::TcError> = tc::qdisc_add_clsact(&name);
-    let link = replace(program, &name, wall).or_else(|_| add(program, &name, wall));
+    let program = classifier(object, wall)?;
+    let filters = list(ifindex, wall)?;
+    let link = match filters.iter().find(|filter| is_ours(filter, wall)) {
+        Some(filter) => link(&name, wall, filter.handle.into())
+            .and_then(|link| program.attach_to_link(link))
+            .and_then(|id| program.take_link(id)),
+        None => add(program, &name, wall, free_handle(&filters)),
+    };
     // The filter stays when this agent ends.
     mem::forget(link.map_err(failed(wall))?);
     Ok(())
+}
+
+/// Puts a second filter before all others, and takes away those that there were.
+pub(super) fn attach_first(object: &mut Ebpf, ifindex: u32, wall: Wall) -> Result<()> {
+    let name = existing(ifindex, wall)?;
+    let filters = list(ifindex, wall)?;
+    let program = classifier(object, wall)?;
+    mem::forget(add(program, &name, wall, free_handle(&filters)).map_err(failed(wall))?);
+    let before = filters.iter().filter(|filter| is_ours(filter, wall));
+    before
+        .into_iter()
+        .try_for_each(|filter| remove(&name, wall, filter))
+}
+
+/// Where in the order the wall's filter is, if there is one, and the program that it runs.
+pub(super) fn position(ifindex: u32, wall: Wall) -> Result<Option<(usize, u32)>> {
+    let all = list(ifindex, wall)?;
+    let found = all.iter().enumerate().find(|(_, f)| is_ours(f, wall));
+    Ok(found.map(|(at, filter)| (at, filter.program_id.unwrap_or_default())))
+}
+
+/// Removes the filter; what isn't there is no error.
+pub(super) fn detach(ifindex: u32, wall: Wall) -> Result<()> {
+    let Some(name) = device::name(ifindex) else {
+        return Ok(());
+    };
+    list(ifindex, wall)?
+        .iter()
+        .filter(|filter| is_ours(filter, wall))
+        .try_for_each(|filter| remove(&name, wall, filter))
+}
+
+fn list(ifindex: u32, wall: Wall) -> Result<Vec<Filter>> {
+    filters::list(ifindex, wall.clsact).map_err(error::io(
+        "listing the tc filters of",
+        device::name(ifindex).unwrap_or_else(|| format!("device {ifindex}")),
+    ))
+}
+
+fn is_ours(filter: &Filter, wall: Wall) -> bool {
+    filter.priority == PRIORITY
+        && HANDLES.iter().any(|h| u32::from(*h) == filter.handle)
+        && filter.name == wall.program
+}
+
+/// One that no filter has, not even a foreign one; where there is none the kernel refuses the first.
+fn free_handle(filters: &[Filter]) -> TcHandle {
+    let taken = |handle: &TcHandle| filters.iter().any(|f| f.handle == u32::from(*handle));
+    let free = HANDLES.into_iter().find(|handle| !taken(handle));
+    free.unwrap_or(HANDLES[0])
+}
+
+fn classifier(object: &mut Ebpf, wall: Wall) -> Result<&mut SchedClassifier> {
+    match object.program_mut(wall.program) {
+        Some(Program::SchedClassifier(program)) => Ok(program),
+        _ => Err(CaptureError::ObjectLacks {
+            what: "program",
+            name: wall.program.to_owned(),
+        }),
+    }
 }
 
 fn add(
     program: &mut SchedClassifier,
     device: &str,
     wall: Wall,
+    handle: TcHandle,
 ) -> Result<SchedClassifierLink, ProgramError> {
     let options = TcAttachOptions::Netlink(NlOptions {
         priority: PRIORITY,
-        handle: HANDLE,
+        handle,
         classid: None,
     });
     let id = program.attach_with_options(device, wall.clsact, options)?;
     program.take_link(id)
 }
 
-fn replace(
-    program: &mut SchedClassifier,
-    device: &str,
-    wall: Wall,
-) -> Result<SchedClassifierLink, ProgramError> {
-    let id = program.attach_to_link(link(device, wall)?)?;
-    program.take_link(id)
+fn remove(device: &str, wall: Wall, filter: &Filter) -> Result<()> {
+    link(device, wall, filter.handle.into())
+        .and_then(Link::detach)
+        .map_err(failed(wall))
 }
 
-/// Whether the filter may be there: the device is, and the kernel has no tcx.
-pub(super) fn stands(ifindex: u32) -> bool {
-    device(ifindex).is_some()
-        && KernelVersion::current().is_ok_and(|v| v < KernelVersion::new(6, 6, 0))
-}
-
-/// Removes the filter; what isn't there is no error.
-pub(super) fn detach(ifindex: u32, wall: Wall) -> Result<()> {
-    if !stands(ifindex) {
-        return Ok(());
-    }
-    let Some(name) = device(ifindex) else {
-        return Ok(());
-    };
-    match link(&name, wall).and_then(Link::detach) {
-        // No filter there, or no qdisc.
-        Err(ProgramError::NetlinkError(e))
-            if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) =>
-        {
-            Ok(())
-        }
-        other => other.map_err(failed(wall)),
-    }
-}
-
-fn link(device: &str, wall: Wall) -> Result<SchedClassifierLink, ProgramError> {
-    SchedClassifierLink::attached(device, wall.clsact, PRIORITY, HANDLE, None)
+fn link(device: &str, wall: Wall, handle: TcHandle) -> Result<SchedClassifierLink, ProgramError> {
+    SchedClassifierLink::attached(device, wall.clsact, PRIORITY, handle, None)
         .map_err(ProgramError::IOError)
 }
 
-/// The name of a device of the caller's network namespace.
-pub(super) fn device(ifindex: u32) -> Option<String> {
-    let mut name = [0; libc::IF_NAMESIZE];
-    // SAFETY: the buffer is as large as the call demands.
-    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };
-    let name = CStr::from_bytes_until_nul(&name).ok()?;
-    (!found.is_null()).then(|| name.to_string_lossy().into_owned())
+fn existing(ifindex: u32, wall: Wall) -> Result<String> {
+    device::name(ifindex).ok_or_else(|| {
+        let name = format!("with index {ifindex}");
+        failed(wall)(ProgramError::UnknownInterface { name })
+    })
 }
 
 fn failed(wall: Wall) -> impl FnOnce(ProgramError) -> CaptureError {

@@ -8,11 +8,15 @@ mod abi;
 mod bpf;
 mod clsact;
 mod counters;
+mod device;
 mod elements;
 mod error;
 mod events;
 pub(crate) mod features;
+mod filters;
+mod finding;
 mod inner;
+mod integrity;
 mod inventory;
 mod load;
 mod measure;
@@ -25,6 +29,7 @@ mod reason;
 mod shut;
 mod takeover;
 mod walls;
+mod watch;
 
 use std::fmt;
 use std::fs::File;
@@ -37,10 +42,11 @@ use aya::programs::ProgramFd;
 use mesh_common::{ABI_VERSION, GlobalConfig, map_name};
 
 use abi::Maps;
-use bpf::Target;
+use bpf::{AttachType, Target};
 use elements::Elements;
 pub use error::{CaptureError, Result};
 pub use events::Events;
+pub use finding::{Deviation, Finding, Remedy};
 pub use measure::{Measured, MeasuredProgram, measure};
 pub use netns::{netns_cookie, socket_netns_cookie};
 use object::{ATTACHED_ONCE, Loader, Place, Updated};
@@ -49,6 +55,7 @@ pub use policy::SlotPolicy;
 pub use reason::{from_number, reason};
 pub use takeover::TakeOver;
 use walls::WALLS;
+use watch::Watch;
 
 /// Where one agent's capture lives. Several agents share a kernel by having different instances.
 #[derive(Clone, Debug)]
@@ -70,6 +77,8 @@ pub struct Capture {
     object: Ebpf,
     maps: Maps,
     taken_over: Option<TakeOver>,
+    watch: Watch,
+    has_tcx: bool,
 }
 
 impl Capture {
@@ -158,6 +167,8 @@ impl Capture {
             object,
             maps,
             taken_over: None,
+            watch: Watch::default(),
+            has_tcx: bpf::has_tcx(),
         };
         for (name, ..) in ATTACHED_ONCE {
             object::load(&mut capture.object, name)?;
@@ -177,20 +188,26 @@ impl Capture {
         options: &CaptureOptions,
         instances: &[(String, ProgramFd)],
     ) -> Result<usize> {
+        self.watch.options = Some(options.clone());
         for (name, place, attach_type) in ATTACHED_ONCE {
-            let program = object::load_once(&mut self.object, name)?;
-            if object::update(&self.pins, name, program)? == Updated::Gone {
-                pins::remove_link(&self.pins.link(name))?;
-                let folder = open_folder(place.folder(options))?;
-                let target = Target::Fd(folder.as_fd());
-                object::attach(&self.pins, name, program, &target, attach_type)?;
-            }
+            self.attach_to_cgroup(name, place.folder(options), attach_type)?;
         }
         for (link, program) in instances {
             // What hung on a namespace or device that is gone needs no program any more.
             let _: Updated = object::update(&self.pins, link, program)?;
         }
         Ok(ATTACHED_ONCE.len() + instances.len() + self.update_walls()?)
+    }
+
+    fn attach_to_cgroup(&mut self, name: &str, path: &Path, kind: AttachType) -> Result<()> {
+        let program = object::load_once(&mut self.object, name)?;
+        if object::update(&self.pins, name, program)? != Updated::Gone {
+            return Ok(());
+        }
+        pins::remove_link(&self.pins.link(name))?;
+        let folder = open_folder(path)?;
+        let target = Target::Fd(folder.as_fd());
+        object::attach(&self.pins, name, program, &target, kind)
     }
 
     fn publish(&mut self, options: &CaptureOptions) -> Result<()> {

@@ -213,6 +213,10 @@ pub(super) fn update(pins: &Pins, link: &str, program: &ProgramFd) -> Result<Upd
     };
     // The same code is not enough: it can work on another version's maps.
     let info = bpf::link_info(fd.as_fd()).map_err(error::io("asking the link", &path))?;
+    if info.target == 0 {
+        // Somebody has detached it, or what it hung on is gone.
+        return Ok(Updated::Gone);
+    }
     let ours = bpf::program_id(program.as_fd()).map_err(error::io("asking the program", &path))?;
     if info.program_id == ours {
         return Ok(Updated::Same);

@@ -63,6 +63,7 @@ impl Capture {
     pub fn steer(&mut self, slot: u32, netns: BorrowedFd<'_>) -> Result<()> {
         check(slot)?;
         let link = steer_link(slot);
+        self.watch.steered(slot, netns)?;
         if let Some(fd) = object::open_link(&self.pins, &link)? {
             let path = self.pins.link(&link);
             let info = bpf::link_info(fd.as_fd()).map_err(error::io("asking the link", &path))?;
@@ -74,6 +75,7 @@ impl Capture {
         let mut instance = self.loader.open_for(slot)?;
         let program = object::load(&mut instance, object::STEER)?;
         let target = Target::Fd(netns);
+        self.watch.forget(&link);
         object::attach(&self.pins, &link, program, &target, AttachType::SkLookup)
     }
 
@@ -101,6 +103,7 @@ impl Capture {
             absent(self.maps.pods.remove(&netns_cookie)).map_err(abi::failed(map_name::PODS)),
             pins::remove_link(&self.pins.link(&steer_link(slot))),
         ];
+        self.watch.withdrawn(slot);
         for &ifindex in ifindexes {
             self.detach_walls(ifindex, &mut results);
         }
@@ -199,7 +202,7 @@ pub(super) fn instance(link: &str) -> Option<(&'static str, u32)> {
     })
 }
 
-fn steer_link(slot: u32) -> String {
+pub(super) fn steer_link(slot: u32) -> String {
     format!("steer-{slot}")
 }
 

@@ -2,14 +2,14 @@
 //! comes to it.
 
 use aya::programs::tc::TcAttachType;
-use mesh_common::{WallConfig, map_name};
+use mesh_common::{WALL_DEVICE_DOWN, WallConfig, map_name};
 
 use super::abi::{self, Abi};
 use super::bpf::{AttachType, Target};
-use super::error::{CaptureError, Result};
+use super::error::Result;
 use super::object::{self, Updated};
 use super::pods::{absent, check};
-use super::{Capture, clsact, pins};
+use super::{Capture, clsact, device, pins};
 
 /// One of the two; its links are `<program>-<ifindex>`.
 #[derive(Clone, Copy, Debug)]
@@ -33,26 +33,39 @@ impl Wall {
         }
     }
 
-    fn link(self, ifindex: u32) -> String {
+    pub(super) fn link(self, ifindex: u32) -> String {
         format!("{}-{ifindex}", self.program)
     }
 }
 
 impl Capture {
     /// Puts the walls on the host's side of a pod's veth, in the caller's network namespace,
-    /// before every other tcx program. Does nothing but update `wall` where they stand.
+    /// before every other tc program. Does nothing but update `wall` where they stand.
     ///
     /// # Errors
     /// If the device is gone or the kernel refuses.
     pub fn attach_wall(&mut self, ifindex: u32, wall: WallConfig) -> Result<()> {
         check(wall.slot)?;
-        self.maps
-            .walls
-            .insert(ifindex, Abi(wall), 0)
-            .map_err(abi::failed(map_name::WALLS))?;
+        let before = self.maps.walls.get(&ifindex, 0).map(|Abi(wall)| wall.flags);
+        let down = before.unwrap_or_default() & WALL_DEVICE_DOWN;
+        let flags = wall.flags | down;
+        self.put_wall(ifindex, WallConfig { flags, ..wall })?;
         WALLS
             .into_iter()
             .try_for_each(|wall| self.attach_one(ifindex, wall))
+    }
+
+    pub(super) fn put_wall(&mut self, ifindex: u32, wall: WallConfig) -> Result<()> {
+        self.maps
+            .walls
+            .insert(ifindex, Abi(wall), 0)
+            .map_err(abi::failed(map_name::WALLS))
+    }
+
+    /// From now on walls are put up as filters of the clsact qdisc even where the kernel has tcx:
+    /// before Linux 6.6 there is no other way, and so it can be tested anywhere.
+    pub fn use_clsact(&mut self) {
+        self.has_tcx = false;
     }
 
     /// Pods' devices that have walls, by ifindex: for re-adoption.
@@ -69,28 +82,32 @@ impl Capture {
     }
 
     /// Lets every wall run this agent's program, and puts up what an agent that died has left
-    /// undone. Returns how many were changed.
+    /// undone. A device that refuses is left to [`Self::check`], which cuts its pod off: one pod
+    /// must not keep the agent from starting. Returns how many walls there are.
     pub(super) fn update_walls(&mut self) -> Result<usize> {
-        let mut changed = 0;
+        let mut count = 0;
         for (ifindex, _) in self.walls()? {
+            // A device that went away while no agent ran needs no wall.
+            if device::name(ifindex).is_none() {
+                continue;
+            }
             for wall in WALLS {
-                let program = object::load_once(&mut self.object, wall.program)?;
-                let updated = object::update(&self.pins, &wall.link(ifindex), program)?;
-                // A device that went away while no agent ran needs no wall.
-                if updated == Updated::Gone && clsact::device(ifindex).is_some() {
-                    self.attach_one(ifindex, wall)?;
+                if self.attach_one(ifindex, wall).is_err() {
+                    self.watch.distrust(&wall.link(ifindex));
                 }
-                changed += 1;
+                count += 1;
             }
         }
-        Ok(changed)
+        Ok(count)
     }
 
     /// Takes a device's walls off; what isn't there is no error.
     pub(super) fn detach_walls(&mut self, ifindex: u32, results: &mut Vec<Result<()>>) {
         let known = self.maps.walls.get(&ifindex, 0).is_ok();
         for wall in WALLS {
-            results.push(pins::remove_link(&self.pins.link(&wall.link(ifindex))));
+            let link = wall.link(ifindex);
+            results.push(pins::remove_link(&self.pins.link(&link)));
+            self.watch.forget(&link);
             if known {
                 results.push(clsact::detach(ifindex, wall));
             }
@@ -99,20 +116,18 @@ impl Capture {
         results.push(entry.map_err(abi::failed(map_name::WALLS)));
     }
 
-    fn attach_one(&mut self, ifindex: u32, wall: Wall) -> Result<()> {
+    pub(super) fn attach_one(&mut self, ifindex: u32, wall: Wall) -> Result<()> {
         let program = object::load_once(&mut self.object, wall.program)?;
         let link = wall.link(ifindex);
+        self.watch.forget(&link);
         if object::update(&self.pins, &link, program)? != Updated::Gone {
             return Ok(());
         }
         pins::remove_link(&self.pins.link(&link))?;
-        let target = Target::Ifindex(ifindex);
-        match object::attach(&self.pins, &link, program, &target, wall.tcx) {
-            // No tcx before Linux 6.6.
-            Err(CaptureError::Io { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
-                clsact::attach(&mut self.object, ifindex, wall)
-            }
-            other => other,
+        if !self.has_tcx {
+            return clsact::attach(&mut self.object, ifindex, wall);
         }
+        let target = Target::Ifindex(ifindex);
+        object::attach(&self.pins, &link, program, &target, wall.tcx)
     }
 }

@@ -56,6 +56,10 @@ pub(super) fn install() -> Result<PrometheusHandle, String> {
         "Policies that this agent can't read; nothing opens by them"
     );
     metrics::describe_counter!(
+        "nodemesh_tampering_total",
+        "What was found changed behind the agent's back, by what became of it"
+    );
+    metrics::describe_counter!(
         "nodemesh_workers_adopted_total",
         "Workers of an earlier supervisor that this one took over"
     );

@@ -25,6 +25,7 @@ mod csr;
 mod discovery;
 mod events;
 mod follow;
+mod integrity;
 mod join;
 mod kernel_rules;
 mod legacy;
@@ -46,6 +47,7 @@ mod session;
 mod shared;
 mod signing;
 mod standing;
+mod tamper;
 mod workers;
 mod xds;
 
@@ -67,6 +69,7 @@ use crate::features::{Features, Need};
 use crate::sandbox::WorkerImage;
 use crate::sandbox::cgroup::{MeshCgroup, enter_host_namespace, probe_move};
 use config::{Config, LogFormat};
+use integrity::Integrity;
 use lock::RunLock;
 use node::Node;
 use pods::Records;
@@ -133,6 +136,9 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     ));
     let mut node = Node::new(shared.clone());
     node.restore().context("reading the pods' records")?;
+    let mut integrity = Integrity::new(shared.clone());
+    integrity.look();
+    tokio::spawn(integrity.keep_looking());
     if let Some(address) = config.metrics_listen {
         let listener = metrics::bind(address)
             .await

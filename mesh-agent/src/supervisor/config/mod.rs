@@ -5,6 +5,7 @@ mod check;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use tonic::transport::Uri;
@@ -57,6 +58,10 @@ pub struct RunArgs {
     /// Where bpffs is mounted (it is mounted there if it is not)
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
+    /// Seconds between two looks at whether every eBPF program is still attached as it was left;
+    /// what isn't is repaired and reported [default: 5]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(1..=3600))]
+    pub check_every: Option<u16>,
 }
 
 /// How log lines look.
@@ -99,7 +104,11 @@ pub struct Config {
     pub resolvers: Vec<IpAddr>,
     /// bpffs mount point.
     pub bpffs: PathBuf,
+    /// Time between two looks at what is attached.
+    pub check_every: Duration,
 }
+
+const CHECK_EVERY_S: u16 = 5;
 
 /// One mistake in the command line.
 #[derive(Debug, thiserror::Error)]
@@ -214,6 +223,7 @@ impl Config {
             cluster_id: raw.cluster_id,
             resolvers,
             bpffs: raw.bpffs,
+            check_every: Duration::from_secs(raw.check_every.unwrap_or(CHECK_EVERY_S).into()),
         })
     }
 }
