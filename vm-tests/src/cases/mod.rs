@@ -3,12 +3,15 @@
 mod boot;
 mod doomed;
 mod nodes;
+mod programs;
 
 use crate::Case;
 
 /// All of them.
 pub fn all() -> impl Iterator<Item = &'static Case> {
-    [boot::CASES, nodes::CASES].into_iter().flatten()
+    [boot::CASES, nodes::CASES, programs::CASES]
+        .into_iter()
+        .flatten()
 }
 
 /// Cases that must fail, in this order, but the last.

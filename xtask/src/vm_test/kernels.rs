@@ -228,8 +228,9 @@ fn extract(bzimage: &Path) -> Result<Vec<u8>> {
     let setup_sectors = usize::from(image[0x1f1]);
     let start = (setup_sectors + 1) * 512 + u32_at(0x248)?;
     // The last four bytes are the length of what is packed.
-    let payload = image
-        .get(start..start + u32_at(0x24c)? - 4)
+    let length = u32_at(0x24c)?.checked_sub(4);
+    let payload = length
+        .and_then(|length| image.get(start..start + length))
         .context("no bzImage: its payload is outside")?;
     let tool = match payload {
         [0x02, 0x21, 0x4c, 0x18, ..] => "lz4",
@@ -250,4 +251,28 @@ fn extract(bzimage: &Path) -> Result<Vec<u8>> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(output.stdout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_kernel_is_refused_with_the_reason() {
+        let file = std::env::temp_dir().join(format!("no-kernel-{}", std::process::id()));
+        let refused = |bytes: &[u8]| {
+            fs::write(&file, bytes).unwrap();
+            let error = extract(&file).unwrap_err();
+            fs::remove_file(&file).unwrap();
+            format!("{error:#}")
+        };
+        assert!(refused(b"MZ").contains("too short"));
+        let mut image = vec![0; 4096];
+        image[0x24c] = 8;
+        assert!(refused(&image).contains("neither lz4 nor zstd"));
+        image[0x24c..0x250].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(refused(&image).contains("outside"));
+        image[0x24c..0x250].copy_from_slice(&[0; 4]);
+        assert!(refused(&image).contains("outside"));
+    }
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask vm-test`: cases on stock kernels, in virtual machines.
 
+mod checked;
 mod initramfs;
 mod kernels;
 mod machine;

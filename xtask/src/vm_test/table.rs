@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mesh_vm_tests::wire::Outcome;
 
+use super::checked::Checked;
 use super::run::Done;
 
 /// What became of a topic's cases on one kernel.
@@ -21,8 +22,8 @@ struct Counts {
 pub(super) struct Table {
     releases: Vec<String>,
     cases: BTreeMap<String, BTreeMap<String, (Outcome, Duration)>>,
-    /// What guests reported, by kernel.
-    reported: Vec<(String, String, String)>,
+    /// What guests reported, by kernel and key.
+    reported: BTreeMap<(String, String), String>,
 }
 
 impl Table {
@@ -30,7 +31,7 @@ impl Table {
         let mut table = Self {
             releases: releases.iter().map(|&release| release.to_owned()).collect(),
             cases: BTreeMap::new(),
-            reported: Vec::new(),
+            reported: BTreeMap::new(),
         };
         for (release, done) in results {
             for ended in &done.ended {
@@ -38,9 +39,8 @@ impl Table {
                 of_case.insert(release.clone(), (ended.outcome.clone(), ended.took));
             }
             for (key, value) in &done.reported {
-                table
-                    .reported
-                    .push((release.clone(), key.clone(), value.clone()));
+                let key = (release.clone(), key.clone());
+                table.reported.insert(key, value.clone());
             }
         }
         table
@@ -109,9 +109,11 @@ impl Table {
             }
             text.push('\n');
         }
-        for (release, key, value) in &self.reported {
-            let _ = write!(text, "\n### {key} on {release}\n\n{value}\n");
-        }
+        let said = self.releases.iter().filter_map(|release| {
+            let said = self.reported.get(&(release.clone(), "check".to_owned()));
+            Some((release.as_str(), said?.as_str()))
+        });
+        text.push_str(&Checked::new(said).markdown());
         text
     }
 
@@ -136,5 +138,60 @@ impl Table {
             }
         }
         topics
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::run::Ended;
+    use super::*;
+
+    fn ended(case: &str, outcome: Outcome) -> Ended {
+        Ended {
+            case: case.to_owned(),
+            outcome,
+            took: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn a_case_is_a_row_and_a_kernel_a_column() {
+        let one = Done {
+            ended: vec![
+                ended("boot/it-does", Outcome::Passed),
+                ended("capture::wall::holds", Outcome::Failed("no".to_owned())),
+            ],
+            ..Done::default()
+        };
+        let two = Done {
+            ended: vec![ended(
+                "boot/it-does",
+                Outcome::Skipped("no disk".to_owned()),
+            )],
+            ..Done::default()
+        };
+        let results = [("6.1".to_owned(), one), ("6.12".to_owned(), two)];
+        let table = Table::new(&["6.1", "6.12"], &results);
+        assert_eq!(table.failures(), 1);
+        let text = table.markdown();
+        assert!(text.contains("| case | 6.1 | 6.12 |"), "{text}");
+        assert!(
+            text.contains("| boot/it-does | passed | no disk |"),
+            "{text}"
+        );
+        assert!(
+            text.contains("| capture::wall::holds | **failed** |  |"),
+            "{text}"
+        );
+        let summary = table.summary();
+        assert!(summary.contains("capture::wall"), "{summary}");
+        assert!(
+            summary.contains("skipped on 6.12: boot/it-does: no disk"),
+            "{summary}"
+        );
+        assert!(
+            summary.contains("FAILED on 6.1: capture::wall::holds"),
+            "{summary}"
+        );
     }
 }
