@@ -9,7 +9,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use mesh_common::ABI_VERSION;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, in_netns};
 use crate::program;
 
 /// The walls, in the words of `tc`.
@@ -41,7 +41,7 @@ pub(crate) fn take_down(lab: &Lab, wall: &str) {
             std::fs::remove_file(link).unwrap();
         }
         None => drop(tc(
-            lab,
+            &lab.node_netns(),
             &format!("filter del dev veth0 {} {FIRST} bpf", direction(wall)),
         )),
     }
@@ -51,7 +51,7 @@ pub(crate) fn take_down(lab: &Lab, wall: &str) {
 pub(crate) fn attach_foreign(lab: &Lab, wall: &str, program: &OwnedFd) -> Option<OwnedFd> {
     if !has_tcx() {
         // Fails where there is one.
-        let _ = run(lab, "qdisc add dev veth0 clsact");
+        let _ = run(&lab.node_netns(), "qdisc add dev veth0 clsact");
         filter(lab, "add", wall, "", program);
         return None;
     }
@@ -60,6 +60,25 @@ pub(crate) fn attach_foreign(lab: &Lab, wall: &str, program: &OwnedFd) -> Option
         _ => program::ATTACH_TCX_EGRESS,
     };
     Some(lab.in_node(|| program::attach_tcx(program.as_fd(), lab.pod().ifindex, kind)))
+}
+
+/// A program for what leaves by the pod's own end of the veth, attached inside the pod; with tcx
+/// it goes when the link is dropped.
+pub(crate) fn attach_inside(lab: &Lab, program: &OwnedFd) -> Option<OwnedFd> {
+    let netns = &lab.pod().netns;
+    if !has_tcx() {
+        let pin = pin(lab, program);
+        tc(netns, "qdisc add dev eth0 clsact");
+        let bpf = format!("bpf direct-action object-pinned {}", pin.display());
+        tc(netns, &format!("filter add dev eth0 egress {bpf}"));
+        std::fs::remove_file(pin).unwrap();
+        return None;
+    }
+    let attach = || {
+        let ifindex = nix::net::if_::if_nametoindex("eth0").unwrap();
+        program::attach_tcx(program.as_fd(), ifindex, program::ATTACH_TCX_EGRESS)
+    };
+    Some(lab.in_pod(attach))
 }
 
 /// Names of the programs of that wall's direction, in the order they run.
@@ -80,7 +99,7 @@ pub(crate) fn order(lab: &Lab, wall: &str) -> Vec<String> {
 }
 
 /// Whether the kernel has tcx.
-pub(crate) fn has_tcx() -> bool {
+fn has_tcx() -> bool {
     KernelVersion::current().unwrap() >= KernelVersion::new(6, 6, 0)
 }
 
@@ -104,7 +123,10 @@ struct Filter {
 
 /// The eBPF filters, in the order they run.
 fn filters(lab: &Lab, direction: &str) -> Vec<Filter> {
-    let shown = tc(lab, &format!("filter show dev veth0 {direction}"));
+    let shown = tc(
+        &lab.node_netns(),
+        &format!("filter show dev veth0 {direction}"),
+    );
     let word_after = |line: &str, key: &str| {
         let mut words = line.split_whitespace().skip_while(|word| *word != key);
         words.nth(1).map(str::to_owned)
@@ -121,26 +143,31 @@ fn filters(lab: &Lab, direction: &str) -> Vec<Filter> {
 }
 
 fn filter(lab: &Lab, command: &str, wall: &str, place: &str, program: &OwnedFd) {
-    let pin = lab.options.bpffs.join(format!("{}-{wall}", lab.prefix));
-    program::pin(program.as_fd(), &pin);
+    let pin = pin(lab, program);
     let direction = direction(wall);
     let bpf = format!("bpf direct-action object-pinned {}", pin.display());
     tc(
-        lab,
+        &lab.node_netns(),
         &format!("filter {command} dev veth0 {direction} {place} {bpf}"),
     );
     std::fs::remove_file(pin).unwrap();
 }
 
-fn tc(lab: &Lab, arguments: &str) -> String {
-    run(lab, arguments).unwrap_or_else(|stderr| panic!("tc {arguments}: {stderr}"))
+fn pin(lab: &Lab, program: &OwnedFd) -> PathBuf {
+    let pin = lab.options.bpffs.join(format!("{}-foreign", lab.prefix));
+    program::pin(program.as_fd(), &pin);
+    pin
+}
+
+fn tc(netns: &str, arguments: &str) -> String {
+    run(netns, arguments).unwrap_or_else(|stderr| panic!("tc {arguments}: {stderr}"))
 }
 
 /// Not by `tc -n`, which hides the bpf file system.
-fn run(lab: &Lab, arguments: &str) -> Result<String, String> {
+fn run(netns: &str, arguments: &str) -> Result<String, String> {
     let mut tc = Command::new("tc");
     tc.args(arguments.split_whitespace());
-    let output = lab.in_node(|| tc.output()).unwrap();
+    let output = in_netns(netns, || tc.output()).unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() {
         Ok(text(&output.stdout))

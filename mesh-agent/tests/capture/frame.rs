@@ -1,6 +1,7 @@
 //! Frames and packets as nobody's kernel would make them. Checksums are left out: the wall
 //! decides before anybody looks at them.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -139,6 +140,16 @@ fn checksum(bytes: &[u8]) -> u16 {
 
 /// Sends a frame through a packet socket on the device, claiming a protocol.
 pub(crate) fn send_frame(socket: &OwnedFd, ifindex: u32, claimed: u16, frame: &[u8]) {
+    try_send_frame(socket, ifindex, claimed, frame).unwrap();
+}
+
+/// The same; what is dropped before it has left the device is `ENOBUFS`.
+pub(crate) fn try_send_frame(
+    socket: &OwnedFd,
+    ifindex: u32,
+    claimed: u16,
+    frame: &[u8],
+) -> io::Result<()> {
     // SAFETY: all zeros is a sockaddr_ll.
     let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     to.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
@@ -149,16 +160,16 @@ pub(crate) fn send_frame(socket: &OwnedFd, ifindex: u32, claimed: u16, frame: &[
         frame,
         (&raw const to).cast(),
         size_of::<libc::sockaddr_ll>(),
-    );
+    )
 }
 
 /// Sends an IPv4 packet, header included, through a raw socket.
 pub(crate) fn send_packet(socket: &OwnedFd, destination: Ipv4Addr, packet: &[u8]) {
     let to = socket2::SockAddr::from(std::net::SocketAddr::from((destination, 0)));
-    send(socket, packet, to.as_ptr().cast(), to.len() as usize);
+    send(socket, packet, to.as_ptr().cast(), to.len() as usize).unwrap();
 }
 
-fn send(socket: &OwnedFd, bytes: &[u8], to: *const libc::sockaddr, len: usize) {
+fn send(socket: &OwnedFd, bytes: &[u8], to: *const libc::sockaddr, len: usize) -> io::Result<()> {
     // SAFETY: the buffer and the address are as long as said.
     let sent = unsafe {
         let (data, size) = (bytes.as_ptr().cast(), bytes.len());
@@ -171,10 +182,9 @@ fn send(socket: &OwnedFd, bytes: &[u8], to: *const libc::sockaddr, len: usize) {
             u32::try_from(len).unwrap(),
         )
     };
-    assert_eq!(
-        usize::try_from(sent).ok(),
-        Some(bytes.len()),
-        "{}",
-        std::io::Error::last_os_error()
-    );
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    assert_eq!(usize::try_from(sent).ok(), Some(bytes.len()));
+    Ok(())
 }

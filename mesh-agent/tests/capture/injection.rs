@@ -9,6 +9,7 @@ use crate::frame::{self, ACK, ARP, FIN, IPV4, IPV6, PSH, RST, SYN, VLAN};
 use crate::lab::{Lab, NODE_V6, netns_path};
 use crate::process::Process;
 use crate::wall::{NODE, POD, TCP, raw_socket, walled};
+use crate::{device, program};
 
 const PACKET_QDISC_BYPASS: i32 = 20;
 
@@ -99,6 +100,21 @@ fn no_frame_of_an_app_carries_tcp_out() {
             );
         }
     }
+}
+
+/// Why the wall is on the host's side.
+#[test]
+fn a_program_inside_the_pod_does_not_see_what_bypasses_its_queues() {
+    let lab = Lab::new();
+    let shot = program::returning(program::SCHED_CLS, 0, 2);
+    let _link = device::attach_inside(&lab, &shot);
+    let frame = v4(TCP, &frame::tcp(80, PSH | ACK, &[], b"in clear"));
+    let app = Injector::new(&lab, false);
+    let dropped = frame::try_send_frame(&app.socket, app.ifindex, IPV4, &frame).unwrap_err();
+    assert_eq!(dropped.raw_os_error(), Some(libc::ENOBUFS));
+    assert_eq!(walled(&lab), []);
+    let refused = Some(KernelReason::WallNotWorker);
+    assert_eq!(Injector::new(&lab, true).send(IPV4, &frame), refused);
 }
 
 #[test]

@@ -152,6 +152,21 @@ impl Lab {
         });
     }
 
+    /// Steers what comes to the first pod to its worker, and does nothing else: no capture, no
+    /// wall.
+    pub(crate) fn steered() -> Self {
+        let mut lab = Self::node();
+        lab.add_pod();
+        let netns = fs::File::open(netns_path(&lab.pod().netns)).unwrap();
+        let (capture, worker) = (lab.capture.as_mut().unwrap(), lab.pods[0].worker.as_ref());
+        let worker = worker.unwrap();
+        let (v4, v6) = (worker.plaintext_v4.as_fd(), worker.plaintext_v6.as_fd());
+        capture.prepare_pod(0).unwrap();
+        capture.set_listeners(0, v4, Some(v6)).unwrap();
+        capture.steer(0, netns.as_fd()).unwrap();
+        lab
+    }
+
     /// Enrols a pod, in the supervisor's order.
     pub(crate) fn enrol(&mut self, number: usize) {
         let node = self.node_netns();
@@ -342,11 +357,16 @@ fn bytes(address: IpAddr) -> [u8; 16] {
 }
 
 fn cgroup2_mount() -> PathBuf {
+    let mount = cgroup2_mount_line();
+    mount.split(' ').nth(1).unwrap().into()
+}
+
+/// What `/proc/mounts` says of the cgroup2 hierarchy.
+pub(crate) fn cgroup2_mount_line() -> String {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
-    mounts
-        .lines()
-        .map(|line| line.split(' ').collect::<Vec<_>>())
-        .find(|fields| fields[2] == "cgroup2")
-        .map(|fields| fields[1].into())
+    let mut lines = mounts.lines();
+    lines
+        .find(|line| line.split(' ').nth(2) == Some("cgroup2"))
         .expect("no cgroup2 is mounted")
+        .to_owned()
 }

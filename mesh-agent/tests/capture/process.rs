@@ -18,6 +18,7 @@ use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 const SOCKET: u8 = 1;
 const BIND: u8 = 2;
 const CONNECT: u8 = 3;
+const ACCEPT: u8 = 4;
 /// Request: operation, three integers, and an address.
 const REQUEST_BYTES: usize = 1 + 3 * 4 + size_of::<SockAddrStorage>();
 
@@ -120,10 +121,18 @@ impl Process {
             "[::1]:0"
         };
         if app.is_ipv4() {
+            take_no_port_by_bind(&socket)?;
             self.bind(&socket, loopback.parse().unwrap())?;
         }
         self.connect(&socket, app)?;
         Ok(socket)
+    }
+
+    /// Accepts what waits in a listener's queue.
+    pub(crate) fn accept(&self, listener: &Socket) -> Socket {
+        let (status, fd) = self.call(ACCEPT, [0; 3], None, Some(listener.as_fd()));
+        assert_eq!(status, 0, "{}", io::Error::from_raw_os_error(status));
+        fd.unwrap().into()
     }
 
     fn on_socket(&self, operation: u8, socket: &Socket, address: SocketAddr) -> io::Result<()> {
@@ -190,6 +199,21 @@ pub(crate) fn label(socket: &Socket, client: SocketAddr) -> io::Result<()> {
     }
 }
 
+/// A bind to an address leaves the port to `connect`, so that ports are bounded per destination.
+fn take_no_port_by_bind(socket: &Socket) -> io::Result<()> {
+    let on = 1_i32;
+    // SAFETY: the value is as long as said.
+    let status = unsafe {
+        let (fd, option) = (socket.as_raw_fd(), libc::IP_BIND_ADDRESS_NO_PORT);
+        libc::setsockopt(fd, libc::SOL_IP, option, (&raw const on).cast(), 4)
+    };
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Other tests' sockets must not live on in this child.
 fn close_others(mut keep: [RawFd; 2]) {
     keep.sort_unstable();
@@ -216,6 +240,7 @@ fn serve(channel: BorrowedFd<'_>) -> Option<()> {
         match request[0] {
             SOCKET => libc::socket(number(0), number(1), number(2)),
             BIND => libc::bind(raw, address_ptr, len),
+            ACCEPT => libc::accept(raw, std::ptr::null_mut(), std::ptr::null_mut()),
             _ => libc::connect(raw, address_ptr, len),
         }
     };
@@ -226,9 +251,9 @@ fn serve(channel: BorrowedFd<'_>) -> Option<()> {
     } else {
         0
     };
+    let makes = [SOCKET, ACCEPT].contains(&request[0]) && result >= 0;
     // SAFETY: the socket was just made.
-    let made =
-        (request[0] == SOCKET && result >= 0).then(|| unsafe { OwnedFd::from_raw_fd(result) });
+    let made = makes.then(|| unsafe { OwnedFd::from_raw_fd(result) });
     send(
         channel,
         &status.to_ne_bytes(),

@@ -23,17 +23,32 @@ const LINK_DETACH: i64 = 34;
 
 /// A program that returns 1 at once (allow; pass; for tc: reclassify, so the caller says 0 there).
 pub(crate) fn returning(kind: u32, attach_type: u32, value: i32) -> OwnedFd {
-    // mov64 r0, value; exit
-    let code: [u64; 2] = [0xb7 | (u64::from(value.cast_unsigned()) << 32), 0x95];
+    load(kind, attach_type, &[set_result(value), EXIT]).unwrap()
+}
+
+/// Loads a program that calls a helper with its context, and returns 1.
+pub(crate) fn calling(kind: u32, attach_type: u32, helper: u32) -> io::Result<OwnedFd> {
+    let call = 0x85 | (u64::from(helper) << 32);
+    load(kind, attach_type, &[call, set_result(1), EXIT])
+}
+
+const EXIT: u64 = 0x95;
+
+/// mov64 r0, value
+fn set_result(value: i32) -> u64 {
+    0xb7 | (u64::from(value.cast_unsigned()) << 32)
+}
+
+fn load(kind: u32, attach_type: u32, code: &[u64]) -> io::Result<OwnedFd> {
     let licence = c"GPL";
     let mut attributes = [0_u32; 32];
     attributes[0] = kind;
-    attributes[1] = 2;
+    attributes[1] = u32::try_from(code.len()).unwrap();
     set_pointer(&mut attributes, 2, code.as_ptr().cast());
     set_pointer(&mut attributes, 4, licence.as_ptr().cast());
     // prog_flags, name, ifindex come between.
     attributes[17] = attach_type;
-    bpf(PROG_LOAD, &mut attributes).unwrap()
+    bpf(PROG_LOAD, &mut attributes)
 }
 
 /// The link pinned there.

@@ -304,31 +304,37 @@ fn ping_passes() {
 #[test]
 fn what_the_pod_rewrites_of_its_workers_packets_is_dropped() {
     let lab = Lab::new();
-    let (listener, at) = server(&lab, NODE_V4);
-    let rules = format!(
-        "add table ip t; add chain ip t o {{ type nat hook output priority -100; }}; \
-         add rule ip t o ip daddr 198.51.100.7 tcp dport 443 dnat to {at}"
-    );
-    let nft = Command::new("ip")
-        .args(["netns", "exec", &lab.pod().netns, "nft", &rules])
-        .output()
-        .expect("ip is installed");
-    assert!(
-        nft.status.success(),
-        "this test needs the package nftables: {}",
-        String::from_utf8_lossy(&nft.stderr)
-    );
-    let socket = lab.worker().process.tcp(address("198.51.100.7:443"));
-    socket.set_nonblocking(true).unwrap();
-    let error = lab
-        .worker()
-        .process
-        .connect(&socket, address("198.51.100.7:443"))
-        .unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS));
-    eventually("the wall counts it", || {
-        (lab.refused(0, KernelReason::WallTupleMismatch) > 0).then_some(())
-    });
-    listener.set_nonblocking(true).unwrap();
-    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    for (ip, family, to) in [
+        (NODE_V4, "ip", "198.51.100.7:443"),
+        (NODE_V6, "ip6", "[2001:db8::7]:443"),
+    ] {
+        let (listener, at) = server(&lab, ip);
+        let to = address(to);
+        let rules = format!(
+            "add table {family} t; \
+             add chain {family} t o {{ type nat hook output priority -100; }}; \
+             add rule {family} t o {family} daddr {} tcp dport 443 dnat to {at}",
+            to.ip()
+        );
+        let nft = Command::new("ip")
+            .args(["netns", "exec", &lab.pod().netns, "nft", &rules])
+            .output()
+            .expect("ip is installed");
+        assert!(
+            nft.status.success(),
+            "this test needs the package nftables: {}",
+            String::from_utf8_lossy(&nft.stderr)
+        );
+        let before = lab.refused(0, KernelReason::WallTupleMismatch);
+        let worker = &lab.worker().process;
+        let socket = worker.tcp(to);
+        socket.set_nonblocking(true).unwrap();
+        let error = worker.connect(&socket, to).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS));
+        eventually("the wall counts it", || {
+            (lab.refused(0, KernelReason::WallTupleMismatch) > before).then_some(())
+        });
+        listener.set_nonblocking(true).unwrap();
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
 }
