@@ -1,5 +1,7 @@
-//! One pod's unfinished connections never crowd out another's.
+//! What runs out: places for unfinished connections, of which no pod takes another's, and the
+//! kernel's memory for what is known of a socket.
 
+use std::fs;
 use std::net::SocketAddr;
 
 use aya::maps::{ArrayOfMaps, HashMap, Map, MapData};
@@ -56,4 +58,25 @@ fn a_full_quota_refuses_this_pods_connects_and_nobody_elses() {
 
     reservations.remove(&(1 << 60)).unwrap();
     dial(&lab.pods[0].netns, to).unwrap();
+}
+
+/// Without storage nobody would know where it wanted to go.
+#[test]
+fn a_socket_without_room_for_its_state_is_refused() {
+    let lab = Lab::new();
+    let limit = "/proc/sys/net/core/optmem_max";
+    if !lab.in_pod(|| fs::exists(limit).unwrap()) {
+        println!("test skipped: this kernel has one limit for all namespaces (until Linux 6.8)");
+        return;
+    }
+    lab.in_pod(|| fs::write(limit, "0").unwrap());
+    let app = SocketAddr::new(lab.pod().v4, 8080);
+    for (to, count) in [("198.51.100.7:443", 1), ("[2001:db8::7]:443", 2)] {
+        let error = dial(&lab.pod().netns, address(to)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOMEM), "{to}");
+        assert_eq!(lab.refused(0, KernelReason::ConnectNoStorage), count);
+    }
+    let error = lab.worker().process.dial(app).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
+    assert_eq!(lab.capture.as_ref().unwrap().unfinished(0).unwrap(), (0, 0));
 }
