@@ -9,17 +9,37 @@ pub struct Suite {
     pub package: &'static str,
     /// The test target.
     pub target: &'static str,
+    /// Only tests whose name begins with one of these; none: all.
+    pub only: &'static [&'static str],
     /// How long one test may take, in seconds.
     pub timeout_s: u64,
 }
 
+impl Suite {
+    /// Whether a test of the binary is part of the suite.
+    #[must_use]
+    pub fn has(&self, test: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|start| test.starts_with(start))
+    }
+}
+
 /// All of them.
-pub const SUITES: &[Suite] = &[Suite {
-    name: "capture",
-    package: "mesh-agent",
-    target: "capture",
-    timeout_s: 120,
-}];
+pub const SUITES: &[Suite] = &[
+    Suite {
+        name: "capture",
+        package: "mesh-agent",
+        target: "capture",
+        only: &[],
+        timeout_s: 120,
+    },
+    Suite {
+        name: "recovery",
+        package: "mesh-lab",
+        target: "recovery",
+        only: &["versions::"],
+        timeout_s: 300,
+    },
+];
 
 /// A test that does not apply on a kernel prints a line that begins so, then the reason, and
 /// returns.

@@ -34,7 +34,7 @@ pub(crate) fn kernel_programs(workspace: &Path) -> Result<()> {
 }
 
 /// An agent of the next ABI version: take-overs need two.
-fn next_agent(workspace: &Path) -> Result<()> {
+pub(crate) fn next_agent(workspace: &Path) -> Result<()> {
     eprintln!("building mesh-agent-abi-next");
     let mut cargo = exec::cargo(workspace);
     cargo.args(["build", "--release", "--bin", "mesh-agent-abi-next"]);

@@ -1,6 +1,6 @@
 //! What every guest carries: the mesh's binaries, test binaries, programs of this machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,6 +16,7 @@ use crate::{build, exec};
 const BINARIES: &[&str] = &[
     "mesh-vm-guest",
     "mesh-agent",
+    "mesh-agent-abi-next",
     "mesh-control",
     "meshctl",
     "mesh-lab-app",
@@ -40,6 +41,9 @@ impl Payload {
             eprintln!("building the binaries and the tests that guests run");
         }
         let built = test_binaries(workspace)?;
+        if !no_build {
+            build::next_agent(workspace)?;
+        }
         let folder = workspace.join("target/vm/payload");
         fs::create_dir_all(&folder)?;
         let mut programs = BTreeMap::new();
@@ -74,15 +78,22 @@ impl Payload {
             .try_for_each(|name| archive.system_program(name))
     }
 
-    /// Names of a suite's tests.
+    /// Names of a suite's tests. Those that are marked `#[ignore]` are for people.
     pub(super) fn tests_of(&self, suite: &Suite) -> Result<Vec<String>> {
-        let listed = exec::read(
-            Command::new(&self.suites[suite.name]).args(["--list", "--format", "terse"]),
-        )?;
-        let tests = listed
-            .lines()
-            .filter_map(|line| line.strip_suffix(": test"));
-        Ok(tests.map(str::to_owned).collect())
+        let binary = &self.suites[suite.name];
+        let list = |which: &[&str]| -> Result<BTreeSet<String>> {
+            let mut command = Command::new(binary);
+            let listed = exec::read(command.args(["--list", "--format", "terse"]).args(which))?;
+            let tests = listed
+                .lines()
+                .filter_map(|line| line.strip_suffix(": test"));
+            Ok(tests.map(str::to_owned).collect())
+        };
+        let ignored = list(&["--ignored"])?;
+        let all = list(&[])?.into_iter();
+        Ok(all
+            .filter(|test| suite.has(test) && !ignored.contains(test))
+            .collect())
     }
 }
 
