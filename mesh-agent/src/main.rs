@@ -270,6 +270,7 @@ fn describe(pod: &PodReport) -> String {
         (PodState::Waiting, _) => "waiting".to_owned(),
         (PodState::Starting, _) => "starting".to_owned(),
         (PodState::Refused, _) => "refused".to_owned(),
+        (PodState::CutOff, _) => "cut off".to_owned(),
         (PodState::Leaving, _) => "leaving".to_owned(),
     };
     let mut line = format!("{namespace}/{name}: {state}");

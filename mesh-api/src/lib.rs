@@ -45,3 +45,7 @@ pub const POLICY_TYPE_URL: &str = "type.googleapis.com/nodemesh.policy.v1.Policy
 /// Version of the supervisor↔worker protocol. Either end refuses another major version
 /// and names both.
 pub const WORKER_PROTOCOL_VERSION: u32 = 2;
+
+/// [`node::PodReport`]'s state of a pod that reaches nothing and is reached by nothing, because it
+/// can't be served safely.
+pub const STATE_CUT_OFF: &str = "cut-off";

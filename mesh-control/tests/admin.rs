@@ -6,8 +6,10 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use mesh_api::admin::{Outcome, Place, Request, Response, SOCKET_NAME, Why};
+use mesh_api::node::{NodeReport, PodReport};
 use mesh_control::admin::{self, Admin};
 use mesh_control::registry::{Directory, Registry};
 use mesh_control::sources::manifests::load;
@@ -83,9 +85,13 @@ struct Asking {
 
 impl Asking {
     async fn start() -> Self {
+        Self::of(admin(&["10.200.0.1"])).await
+    }
+
+    async fn of(admin: Arc<Admin>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = admin::listen(folder.path()).unwrap();
-        tokio::spawn(admin::serve(listener, admin(&["10.200.0.1"])));
+        tokio::spawn(admin::serve(listener, admin));
         let stream = UnixStream::connect(folder.path().join(SOCKET_NAME)).await;
         Self {
             folder,
@@ -132,6 +138,54 @@ fn pod(name: &str) -> Place {
 
 fn address(text: &str) -> Place {
     Place::Address(text.parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_pod_that_its_node_has_cut_off_reaches_nothing_whatever_policy_says() {
+    let admin = admin(&[]);
+    let mut asking = Asking::of(admin.clone()).await;
+    let report = |node: &str, name: &str, state: &str| {
+        let pod = PodReport {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            state: state.to_owned(),
+            reason: "an app listens on [15008]".to_owned(),
+            ..Default::default()
+        };
+        let pods = vec![pod];
+        let report = NodeReport {
+            pods,
+            ..Default::default()
+        };
+        admin
+            .registry
+            .report(node, &report, Instant::now())
+            .unwrap();
+    };
+    let current = admin.registry.current();
+    let node = |name: &str| {
+        let uid = format!("Kubernetes//v1/Pod/shop/{name}");
+        current.mesh().workload(&uid).unwrap().node.clone()
+    };
+    for (cut_off, errno) in [("cart-1", Some("EPERM")), ("web-1", None)] {
+        report(&node(cut_off), cut_off, mesh_api::STATE_CUT_OFF);
+        for destination in [pod("shop/web-1"), Place::Service("shop/web-1".to_owned())] {
+            let port = if destination == pod("shop/web-1") {
+                8080
+            } else {
+                80
+            };
+            let why = asking.why("shop/cart-1", destination, port).await;
+            assert_eq!(why.outcome, Outcome::Refused, "{}", why.text);
+            assert_eq!(why.reason.unwrap().code, "cut_off");
+            assert_eq!(why.errno.as_deref(), errno);
+            let says = why.text.contains("listens on [15008]") && why.text.contains(cut_off);
+            assert!(says, "{}", why.text);
+        }
+        report(&node(cut_off), cut_off, "enrolled");
+        let why = asking.why("shop/cart-1", pod("shop/web-1"), 8080).await;
+        assert_eq!(why.outcome, Outcome::Allowed);
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use mesh_common::{GlobalConfig, WALL_DEVICE_DOWN, WallConfig};
+use mesh_common::{GlobalConfig, POD_CUT_OFF, WALL_DEVICE_DOWN, WallConfig};
 
 use super::bpf::{self, AttachType, LinkInfo, Target};
 use super::error::{self, CaptureError, Result};
@@ -44,7 +44,9 @@ impl Capture {
                 findings.extend(self.check_cgroup(&options, config, hook));
             }
         }
-        for (_, pod) in self.enrolled()? {
+        let enrolled = self.enrolled()?.into_iter();
+        // A pod that is cut off may never have had a worker to steer to.
+        for (_, pod) in enrolled.filter(|(_, pod)| pod.flags & POD_CUT_OFF == 0) {
             findings.extend(self.check_steering(pod.slot));
         }
         for (ifindex, wall) in self.walls()? {

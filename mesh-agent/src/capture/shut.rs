@@ -82,6 +82,16 @@ impl Capture {
         }
         results.into_iter().collect()
     }
+
+    /// Takes the walls off a device that is not the pod's any more; what isn't there is no error.
+    ///
+    /// # Errors
+    /// The first thing that can't be removed; the rest is removed all the same.
+    pub fn detach_wall(&mut self, ifindex: u32) -> Result<()> {
+        let mut results = Vec::new();
+        self.detach_walls(ifindex, &mut results);
+        results.into_iter().collect()
+    }
 }
 
 fn prefix(slot: u32) -> String {

@@ -210,8 +210,8 @@ async fn answer(request: Request, asks: &mpsc::Sender<Ask>) -> Response {
 /// Waits until it is decided whether the pod is enrolled.
 async fn await_enrolment(mut pod: watch::Receiver<PodReport>, patience: Duration) -> Response {
     let decided = |p: &PodReport| {
-        use PodState::{Enrolled, NotInMesh, Refused};
-        matches!(p.state, Enrolled | NotInMesh | Refused)
+        use PodState::{CutOff, Enrolled, NotInMesh, Refused};
+        matches!(p.state, CutOff | Enrolled | NotInMesh | Refused)
     };
     let outcome = timeout(patience, pod.wait_for(decided)).await;
     let gone = matches!(outcome, Ok(Err(_)));
@@ -225,6 +225,10 @@ async fn await_enrolment(mut pod: watch::Receiver<PodReport>, patience: Duration
         _ if gone => Some(format!("{namespace}/{name} was removed meanwhile")),
         (true, PodState::Refused) => Some(format!(
             "{namespace}/{name} can't be enrolled: {}",
+            report.reason
+        )),
+        (true, PodState::CutOff) => Some(format!(
+            "{namespace}/{name} can't be enrolled and is cut off: {}",
             report.reason
         )),
         (true, _) => None,

@@ -10,6 +10,7 @@ use mesh_common::{PORT_HBONE, PORT_OUTBOUND, PORT_PLAINTEXT};
 use nix::sys::socket::{
     AddressFamily, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
 };
+use nix::sys::stat::fstat;
 
 use super::csr::Svid;
 use crate::capture::socket_netns_cookie;
@@ -25,7 +26,8 @@ pub(super) struct Legacy {
 impl Legacy {
     /// Takes a worker's listeners in place of those held so far, unless one is not what it
     /// should be. A kind that is not among them is closed here too: a listener that was
-    /// killed keeps its port until the last duplicate is gone.
+    /// killed keeps its port until the last duplicate is gone. One that was killed and that the
+    /// worker doesn't know of yet is none.
     pub(super) fn take_listeners(
         &mut self,
         kinds: &[i32],
@@ -43,6 +45,9 @@ impl Legacy {
         for (&kind, fd) in kinds.iter().zip(fds) {
             let kind = FdKind::try_from(kind).map_err(|e| e.to_string())?;
             let expected = expected(kind).ok_or_else(|| format!("{kind:?} is no listener"))?;
+            if getsockopt(&fd, sockopt::AcceptConn) == Ok(false) {
+                continue;
+            }
             check_listener(fd.as_fd(), expected, netns_cookie)
                 .map_err(|why| format!("its {kind:?} is {why}"))?;
             if taken.insert(kind, fd).is_some() {
@@ -62,6 +67,23 @@ impl Legacy {
             }
             (_, rest) => Err(format!("a key with {} descriptors", rest + 1)),
         }
+    }
+
+    /// The listeners there are: which socket of each kind, by its inode number.
+    pub(super) fn sockets(&self) -> BTreeMap<FdKind, u64> {
+        let inode = |fd: &OwnedFd| fstat(fd).map_or(0, |stat| stat.st_ino);
+        let listeners = self.listeners.iter();
+        listeners.map(|(kind, fd)| (*kind, inode(fd))).collect()
+    }
+
+    pub(super) fn has_listeners(&self) -> bool {
+        !self.listeners.is_empty()
+    }
+
+    /// Lets go of listeners that were killed meanwhile: they keep their ports from the next worker.
+    pub(super) fn drop_dead(&mut self) {
+        self.listeners
+            .retain(|_, fd| getsockopt(fd, sockopt::AcceptConn).unwrap_or(false));
     }
 
     /// A listener, if there is one of that kind.
@@ -155,6 +177,16 @@ mod tests {
         assert!(why.contains("1 kinds with 0"), "{why}");
         let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         assert!(legacy.take_listeners(&kinds, vec![file], cookie).is_err());
+        let dead = nix::sys::socket::socket(
+            AddressFamily::Inet,
+            nix::sys::socket::SockType::Stream,
+            nix::sys::socket::SockFlag::empty(),
+            None,
+        );
+        legacy
+            .take_listeners(&kinds, vec![dead.unwrap()], cookie)
+            .unwrap();
+        assert!(!legacy.has_listeners());
         let (fd, _) = listener(0);
         assert!(check_listener(fd.as_fd(), (AddressFamily::Inet6, 1), cookie).is_err());
         let address: SockaddrStorage = getsockname(fd.as_raw_fd()).unwrap();

@@ -67,6 +67,10 @@ pub(super) fn install() -> Result<PrometheusHandle, String> {
         "nodemesh_capture_takeover_maps",
         "Kernel maps of another ABI version that this agent shared, copied, or had to begin empty"
     );
+    metrics::describe_counter!(
+        "nodemesh_tampering_total",
+        "What was found changed behind the agent's back, by what it was and what became of it"
+    );
     Ok(handle)
 }
 
@@ -168,6 +172,8 @@ async fn pods_text(shared: &Shared) -> String {
         let report = pod.report.borrow().clone();
         let enrolled = u64::from(report.state == PodState::Enrolled);
         add(&mut families, "nodemesh_pod_enrolled", &key, None, enrolled);
+        let cut_off = u64::from(report.state == PodState::CutOff);
+        add(&mut families, "nodemesh_pod_cut_off", &key, None, cut_off);
         let restarts = "nodemesh_worker_restarts_total";
         add(&mut families, restarts, &key, None, report.restarts);
         let unhealthy = u64::from(report.unhealthy);

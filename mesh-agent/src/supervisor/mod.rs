@@ -8,6 +8,8 @@
 //! - `node` holds the pods that were added and decides by `reconcile` which are enrolled;
 //! - `workers` is a pod's task: it prepares the machine and has one worker after the other,
 //!   each served by a `session`;
+//! - `watch` and `look` keep an eye on the pod's namespace, `tamper` tells of what they find, and
+//!   `cut_off` is for pods that can't be served (`unserved`);
 //! - `control` keeps the node's certificate (`join`) and the way to the control component;
 //!   `follow` follows discovery (`xds`) into the one view of it (`discovery`); `csr` has the
 //!   workers' certificates signed; `node_report` tells control how the pods are;
@@ -22,6 +24,8 @@ mod budget;
 mod control;
 mod counters;
 mod csr;
+mod cut_off;
+mod devices;
 mod discovery;
 mod events;
 mod follow;
@@ -30,6 +34,7 @@ mod join;
 mod kernel_rules;
 mod legacy;
 mod lock;
+mod look;
 mod lookups;
 mod metrics;
 mod netlink;
@@ -44,10 +49,13 @@ mod reconcile;
 mod reporter;
 mod rules;
 mod session;
+mod settings;
 mod shared;
 mod signing;
 mod standing;
 mod tamper;
+mod unserved;
+mod watch;
 mod workers;
 mod xds;
 

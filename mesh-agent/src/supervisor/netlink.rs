@@ -1,17 +1,26 @@
 //! Dumps of links, addresses and routes of the calling thread's network namespace.
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
 
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+
+use super::events::word;
+
+/// Most entries of a dump that are read: a pod can have as many addresses and routes as it likes.
+pub(super) const DUMP_LIMIT: usize = 1_024;
 
 /// A network device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,16 +36,51 @@ pub(super) struct Link {
     pub(super) peer_elsewhere: bool,
 }
 
+/// An address of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Address {
+    /// The device.
+    pub(super) index: u32,
+    pub(super) address: IpAddr,
+}
+
 /// A unicast route.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Route {
     /// `None` for a default route.
     pub(super) destination: Option<IpAddr>,
+    pub(super) prefix_len: u8,
     pub(super) v6: bool,
     pub(super) oif: Option<u32>,
+    pub(super) table: u32,
+    /// The kernel made it, for an address.
+    pub(super) by_kernel: bool,
 }
 
-fn dump(request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+impl Link {
+    /// For people; the name was chosen by the pod.
+    pub(super) fn describe(&self) -> String {
+        let kind = self.kind.as_ref().map(ToString::to_string);
+        let kind = word(kind.as_deref().unwrap_or("without a kind"));
+        format!("{} ({kind})", word(&self.name))
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.destination {
+            Some(destination) => write!(f, "{destination}/{}", self.prefix_len)?,
+            None => f.write_str(if self.v6 { "default (IPv6)" } else { "default" })?,
+        }
+        match self.oif {
+            Some(oif) => write!(f, " by device {oif}, table {}", self.table),
+            None => write!(f, ", table {}", self.table),
+        }
+    }
+}
+
+/// What a dump gave: at most `limit` entries.
+fn dump(request: RouteNetlinkMessage, limit: usize) -> io::Result<Vec<RouteNetlinkMessage>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -60,6 +104,9 @@ fn dump(request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
                 NetlinkPayload::InnerMessage(inner) => found.push(inner),
                 _ => {}
             }
+            if found.len() >= limit {
+                return Ok(found);
+            }
             let len = usize::try_from(message.header.length).unwrap_or(0);
             // Messages are aligned to 4 bytes.
             let next = len.next_multiple_of(4).max(16);
@@ -68,9 +115,9 @@ fn dump(request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
     }
 }
 
-/// Every device.
-pub(super) fn links() -> io::Result<Vec<Link>> {
-    let messages = dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+/// Every device, or the first `limit`.
+pub(super) fn links(limit: usize) -> io::Result<Vec<Link>> {
+    let messages = dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), limit)?;
     let links = messages.into_iter().filter_map(|message| match message {
         RouteNetlinkMessage::NewLink(link) => Some(read_link(&link)),
         _ => None,
@@ -104,35 +151,44 @@ fn read_link(message: &LinkMessage) -> Link {
     link
 }
 
-/// Every address on a device other than the loopback, link-local ones included.
-pub(super) fn addresses(loopback: &[u32]) -> io::Result<Vec<IpAddr>> {
-    let messages = dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
-    let addresses = messages.into_iter().filter_map(|message| match message {
-        RouteNetlinkMessage::NewAddress(a) if !loopback.contains(&a.header.index) => {
-            let local = a.attributes.iter().find_map(|attribute| match attribute {
-                // On a point-to-point device ADDRESS is the peer's.
-                AddressAttribute::Local(local) => Some(*local),
-                _ => None,
-            });
-            local.or_else(|| {
-                a.attributes.iter().find_map(|attribute| match attribute {
-                    AddressAttribute::Address(address) => Some(*address),
-                    _ => None,
-                })
-            })
-        }
-        _ => None,
-    });
-    Ok(addresses.collect())
+/// Addresses of every device, link-local ones included; the first [`DUMP_LIMIT`].
+pub(super) fn addresses() -> io::Result<Vec<Address>> {
+    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    let addresses = dump(request, DUMP_LIMIT)?.into_iter();
+    Ok(addresses
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => read_address(&message),
+            _ => None,
+        })
+        .collect())
 }
 
-/// Every unicast route.
+fn read_address(message: &AddressMessage) -> Option<Address> {
+    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
+        message.attributes.iter().find_map(wanted)
+    };
+    // On a point-to-point device ADDRESS is the peer's.
+    let local = find(|attribute| match attribute {
+        AddressAttribute::Local(local) => Some(*local),
+        _ => None,
+    });
+    let address = local.or_else(|| {
+        find(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })?;
+    let index = message.header.index;
+    Some(Address { index, address })
+}
+
+/// Unicast routes of every table; the first [`DUMP_LIMIT`] of each family.
 pub(super) fn routes() -> io::Result<Vec<Route>> {
     let mut found = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
-        for message in dump(RouteNetlinkMessage::GetRoute(request))? {
+        for message in dump(RouteNetlinkMessage::GetRoute(request), DUMP_LIMIT)? {
             let RouteNetlinkMessage::NewRoute(route) = message else {
                 continue;
             };
@@ -144,11 +200,33 @@ pub(super) fn routes() -> io::Result<Vec<Route>> {
     Ok(found)
 }
 
+/// What a subscription hears of: devices, and addresses and routes of both families
+/// (`RTNLGRP_*` of `linux/rtnetlink.h`).
+const GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
+/// Room for what happened since the last look; more is told by an overflow.
+const SUBSCRIPTION_BYTES: usize = 16 * 1024;
+
+/// A socket that becomes readable when the devices, addresses or routes of the calling thread's
+/// namespace change. What it says is not to be read: it was worded by whoever changed them.
+pub(super) fn subscribe() -> io::Result<OwnedFd> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.set_rx_buf_sz(SUBSCRIPTION_BYTES)?;
+    socket.set_non_blocking(true)?;
+    socket.bind_auto()?;
+    for group in GROUPS {
+        socket.add_membership(group)?;
+    }
+    socket.as_fd().try_clone_to_owned()
+}
+
 fn read_route(message: &RouteMessage, v6: bool) -> Route {
     let mut route = Route {
         destination: None,
+        prefix_len: message.header.destination_prefix_length,
         v6,
         oif: None,
+        table: message.header.table.into(),
+        by_kernel: message.header.protocol == RouteProtocol::Kernel,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -159,6 +237,7 @@ fn read_route(message: &RouteMessage, v6: bool) -> Route {
                 route.destination = Some(IpAddr::V6(*address));
             }
             RouteAttribute::Oif(index) => route.oif = Some(*index),
+            RouteAttribute::Table(table) => route.table = *table,
             _ => {}
         }
     }

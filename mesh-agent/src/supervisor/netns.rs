@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use mesh_common::{POD_HAS_V4, POD_HAS_V6};
-use netlink_packet_route::link::InfoKind;
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
-use super::netlink::{self, Link, Route};
+use super::devices::{self, Devices, MAX_DEVICES};
+use super::netlink::{self, Address, Link, Route};
 use crate::capture::netns_cookie;
 
 /// What tells one network namespace from another, over its whole life: the cookie is never
@@ -44,10 +44,6 @@ pub(super) enum NetnsError {
         "the network namespace has {found:?}, control says that the pod has {wanted}: it is another pod's, or its addresses are not set up yet"
     )]
     Address { wanted: IpAddr, found: Vec<IpAddr> },
-    #[error(
-        "device {name} of the pod is {what}; only a veth whose other end is in the node's namespace can be walled, so the pod can't be enrolled"
-    )]
-    Device { name: String, what: String },
     #[error("the pod has no device but the loopback")]
     NoDevice,
 }
@@ -108,39 +104,64 @@ impl Netns {
     }
 }
 
+/// A pod's devices, addresses and routes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Contents {
+    pub(super) links: Vec<Link>,
+    pub(super) addresses: Vec<Address>,
+    pub(super) routes: Vec<Route>,
+}
+
 /// What enrolment needs to know of a pod's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Facts {
     /// `POD_HAS_V4`, `POD_HAS_V6`.
     pub(super) flags: u32,
-    /// Node-side devices that get a wall.
-    pub(super) walls: Vec<u32>,
+    pub(super) devices: Devices,
 }
 
-/// Checks that `netns` is that of a pod with these addresses, and that it can be walled.
-pub(super) fn inspect(netns: &Netns, pod_addresses: &[IpAddr]) -> Result<Facts, NetnsError> {
-    let (links, addresses, routes) = netns.inside("listing devices and addresses", || {
-        let links = netlink::links()?;
-        let loopback: Vec<u32> = links
-            .iter()
-            .filter(|l| l.loopback)
-            .map(|l| l.index)
-            .collect();
-        Ok((links, netlink::addresses(&loopback)?, netlink::routes()?))
-    })?;
-    let node_links = netlink::links().map_err(|source| NetnsError::Inside {
+/// Looks at what a namespace has. Devices beyond [`MAX_DEVICES`] by one are left out, and so are
+/// addresses and routes beyond a limit.
+pub(super) fn look(netns: &Netns) -> Result<Contents, NetnsError> {
+    netns.inside("listing devices, addresses and routes", || {
+        Ok(Contents {
+            links: netlink::links(MAX_DEVICES + 1)?,
+            addresses: netlink::addresses()?,
+            routes: netlink::routes()?,
+        })
+    })
+}
+
+/// How a pod's devices are tied to the node's.
+pub(super) fn match_devices(links: &[Link]) -> Result<Devices, NetnsError> {
+    let node_links = netlink::links(usize::MAX).map_err(|source| NetnsError::Inside {
         action: "listing the node's devices",
         source,
     })?;
-    if let Some(wanted) = pod_addresses.iter().find(|a| !addresses.contains(a)) {
-        return Err(NetnsError::Address {
-            wanted: *wanted,
-            found: addresses,
-        });
+    Ok(devices::sort(links, &node_links))
+}
+
+/// Checks that `netns` is that of a pod with these addresses.
+pub(super) fn inspect(netns: &Netns, pod_addresses: &[IpAddr]) -> Result<Facts, NetnsError> {
+    let contents = look(netns)?;
+    let loopback = |index| {
+        contents
+            .links
+            .iter()
+            .any(|l| l.loopback && l.index == index)
+    };
+    let outer = contents.addresses.iter().filter(|a| !loopback(a.index));
+    let found: Vec<IpAddr> = outer.map(|a| a.address).collect();
+    if let Some(&wanted) = pod_addresses.iter().find(|a| !found.contains(a)) {
+        return Err(NetnsError::Address { wanted, found });
+    }
+    let devices = match_devices(&contents.links)?;
+    if devices.walls.is_empty() && devices.bare.is_empty() {
+        return Err(NetnsError::NoDevice);
     }
     Ok(Facts {
-        flags: family_flags(pod_addresses, &links, &routes),
-        walls: walls(&links, &node_links)?,
+        flags: family_flags(pod_addresses, &contents.links, &contents.routes),
+        devices,
     })
 }
 
@@ -164,61 +185,6 @@ fn family_flags(pod_addresses: &[IpAddr], links: &[Link], routes: &[Route]) -> u
         }
     }
     flags
-}
-
-/// The node's end of each of the pod's veths.
-fn walls(pod_links: &[Link], node_links: &[Link]) -> Result<Vec<u32>, NetnsError> {
-    let mut walls = Vec::new();
-    for link in pod_links.iter().filter(|l| !l.loopback) {
-        let refuse = |what: String| NetnsError::Device {
-            name: link.name.clone(),
-            what,
-        };
-        match &link.kind {
-            Some(InfoKind::Veth) => {
-                let peer = link.peer.and_then(|peer| {
-                    node_links.iter().find(|n| {
-                        n.index == peer
-                            && n.kind == Some(InfoKind::Veth)
-                            && n.peer == Some(link.index)
-                            && n.peer_elsewhere
-                    })
-                });
-                let peer = peer.filter(|_| link.peer_elsewhere).ok_or_else(|| {
-                    refuse("a veth whose other end is not in the node's namespace".to_owned())
-                })?;
-                walls.push(peer.index);
-            }
-            Some(kind) if carried_by_others(kind) && !link.peer_elsewhere => {}
-            Some(kind) => return Err(refuse(format!("of kind {kind}"))),
-            None => {
-                return Err(refuse(
-                    "a device without a kind (a physical one?)".to_owned(),
-                ));
-            }
-        }
-    }
-    if walls.is_empty() {
-        return Err(NetnsError::NoDevice);
-    }
-    Ok(walls)
-}
-
-/// Kinds whose frames leave through the pod's other devices, or not at all. The kernel
-/// itself puts the tunnels' fallback devices into every namespace.
-fn carried_by_others(kind: &InfoKind) -> bool {
-    matches!(
-        kind,
-        InfoKind::Dummy
-            | InfoKind::IpIp
-            | InfoKind::Ip6Tnl
-            | InfoKind::SitTun
-            | InfoKind::GreTun
-            | InfoKind::GreTap
-            | InfoKind::GreTun6
-            | InfoKind::GreTap6
-            | InfoKind::Vti
-    ) || matches!(kind, InfoKind::Other(name) if name == "vti6" || name == "erspan" || name == "ip6erspan")
 }
 
 #[cfg(test)]

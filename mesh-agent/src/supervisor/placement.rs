@@ -5,15 +5,18 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use mesh_api::worker::FdKind;
-use mesh_common::{POD_HAS_LISTENER_V6, PodConfig, WallConfig, mapped_v4};
+use mesh_common::{POD_CUT_OFF, POD_HAS_LISTENER_V6, PodConfig, mapped_v4};
 use tokio::time::{Instant, sleep};
 
+use super::devices::Devices;
 use super::discovery::View;
 use super::legacy::Legacy;
-use super::netns;
+use super::look::Seen;
+use super::netns::{self, NetnsError};
 use super::pods::{Goal, Placed, PodRecord};
 use super::ports;
 use super::report::PodState;
+use super::unserved::Unserved;
 use super::workers::PodTask;
 use crate::sandbox::cgroup::{Budget, PodCgroup};
 
@@ -28,47 +31,58 @@ const WORKER_BUDGET: Budget = Budget {
 const CGROUP_RETRY: Duration = Duration::from_millis(5);
 const CGROUP_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Why a pod can't be enrolled now.
+#[derive(Debug)]
+pub(super) enum PlaceFault {
+    /// It can't be served safely; with the devices that it has.
+    Unserved(Unserved, Devices),
+    /// It is not to be told yet whether it can, or the agent itself is in trouble.
+    Later(String),
+}
+
+impl From<NetnsError> for PlaceFault {
+    fn from(error: NetnsError) -> Self {
+        Self::Later(error.to_string())
+    }
+}
+
+impl From<String> for PlaceFault {
+    fn from(why: String) -> Self {
+        Self::Later(why)
+    }
+}
+
 impl PodTask {
-    /// Whether the kernel captures this pod as its record says.
-    pub(super) fn is_captured(&self) -> bool {
-        let Some(cgroup) = self.cgroup.as_ref().map(PodCgroup::id) else {
-            return false;
-        };
+    /// What the kernel programs are told of this pod, if they know it as its record says.
+    pub(super) fn in_kernel(&self) -> Option<PodConfig> {
+        let cgroup = self.cgroup.as_ref().map(PodCgroup::id)?;
         let (cookie, slot) = (self.record.netns_id.cookie, self.record.slot);
-        let enrolled = self.shared.capture().enrolled();
-        enrolled.is_ok_and(|all| {
-            all.iter().any(|(netns, pod)| {
-                *netns == cookie && pod.slot == slot && pod.worker_cgroup_id == cgroup
-            })
-        })
+        let enrolled = self.shared.capture().enrolled().ok()?;
+        let pods = enrolled.into_iter().filter(|(netns, _)| *netns == cookie);
+        let mut pods = pods.map(|(_, pod)| pod);
+        pods.find(|pod| pod.slot == slot && pod.worker_cgroup_id == cgroup)
     }
 
-    pub(super) fn try_place(&mut self, has_worker: bool) -> Result<(), String> {
-        let facts = netns::inspect(&self.netns, &self.goal.addresses).map_err(|e| e.to_string())?;
-        if !has_worker {
-            let taken = ports::taken(&self.netns).map_err(|e| e.to_string())?;
+    /// Whether the kernel captures this pod as its record says.
+    pub(super) fn is_captured(&self) -> bool {
+        self.in_kernel()
+            .is_some_and(|pod| pod.flags & POD_CUT_OFF == 0)
+    }
+
+    /// Prepares everything but the worker.
+    pub(super) fn try_place(&mut self, has_worker: bool) -> Result<(), PlaceFault> {
+        let facts = netns::inspect(&self.netns, &self.goal.addresses)?;
+        let devices = facts.devices;
+        if let Some(why) = Unserved::by_devices(&devices.bare) {
+            return Err(PlaceFault::Unserved(why, devices));
+        }
+        if !has_worker && !self.legacy.has_listeners() {
+            let taken = ports::taken(&self.netns)?;
             if !taken.is_empty() {
-                return Err(format!(
-                    "an app of the pod listens on {taken:?}, which the mesh needs (15001, 15006, 15008, 15053): give the app another port"
-                ));
+                return Err(PlaceFault::Unserved(Unserved::PortTaken(taken), devices));
             }
         }
-        let key = &self.record.key;
-        let cgroup = self
-            .shared
-            .mesh_cgroup
-            .pod(&key.namespace, &key.name, WORKER_BUDGET);
-        let cgroup = cgroup.map_err(|e| e.to_string())?;
-        for line in cgroup.unenforced() {
-            tracing::warn!(pod = %key, "{line}");
-        }
-        let wall = WallConfig {
-            worker_cgroup_id: cgroup.id(),
-            slot: self.record.slot,
-            flags: 0,
-            address_v4: first_v4(&self.goal),
-            address_v6: first_v6(&self.goal),
-        };
+        self.make_cgroup()?;
         let ports_added = self
             .record
             .placed
@@ -78,35 +92,54 @@ impl PodTask {
         self.record.placed = Some(Placed {
             goal: self.goal.clone(),
             flags: facts.flags,
-            walls: facts.walls.clone(),
+            walls: devices.walls.clone(),
             ports_added,
             certificate: Vec::new(),
         });
         self.save();
-        self.cgroup = Some(cgroup);
-        let added = ports::reserve(&self.netns).map_err(|e| e.to_string())?;
-        if let Some(placed) = self.record.placed.as_mut().filter(|_| !added.is_empty()) {
-            placed.ports_added.extend(added);
-            self.save();
-        }
-        let slot = self.record.slot;
-        self.shared.kernel.forget(slot);
-        self.rules.kernel_was_emptied();
-        let prepared = self.shared.capture().prepare_pod(slot);
-        prepared.map_err(|e| e.to_string())?;
+        self.reserve_ports()?;
+        self.empty_slot()?;
         // Before the walls, which let no UDP pass without: what policy allows an app goes on.
         let discovery = self.shared.discovery.clone();
         if let Some(view) = discovery.known() {
             self.follow_discovery(&view);
         }
-        self.shared.kernel.settle(&self.shared, slot)?;
-        let mut capture = self.shared.capture();
-        for ifindex in facts.walls {
-            capture
-                .attach_wall(ifindex, wall)
-                .map_err(|e| e.to_string())?;
+        self.shared.kernel.settle(&self.shared, self.record.slot)?;
+        for &ifindex in &devices.walls {
+            if let Err(e) = self.put_wall(ifindex, 0) {
+                let why = Unserved::Wall(e.to_string());
+                return Err(PlaceFault::Unserved(why, devices));
+            }
         }
+        if self.cut {
+            self.reopen()?;
+        }
+        self.seen = Seen::default();
         Ok(())
+    }
+
+    /// The worker's cgroup.
+    pub(super) fn make_cgroup(&mut self) -> Result<(), String> {
+        let key = &self.record.key;
+        let cgroup = self
+            .shared
+            .mesh_cgroup
+            .pod(&key.namespace, &key.name, WORKER_BUDGET)
+            .map_err(|e| e.to_string())?;
+        for line in cgroup.unenforced() {
+            tracing::warn!(pod = %key, "{line}");
+        }
+        self.cgroup = Some(cgroup);
+        Ok(())
+    }
+
+    /// Fresh maps for the pod's slot.
+    pub(super) fn empty_slot(&mut self) -> Result<(), String> {
+        let slot = self.record.slot;
+        self.shared.kernel.forget(slot);
+        self.rules.kernel_was_emptied();
+        let prepared = self.shared.capture().prepare_pod(slot);
+        prepared.map_err(|e| e.to_string())
     }
 
     /// Steers the pod's traffic to its worker. Changes nothing where that is so already.
@@ -116,8 +149,8 @@ impl PodTask {
         self.steer()
     }
 
-    fn steer(&self) -> Result<(), String> {
-        let (Some(placed), Some(cgroup)) = (&self.record.placed, &self.cgroup) else {
+    fn steer(&mut self) -> Result<(), String> {
+        let Some(placed) = &self.record.placed else {
             return Err("the pod is not prepared".to_owned());
         };
         let v4 = self.legacy.listener(FdKind::PlaintextV4);
@@ -127,9 +160,8 @@ impl PodTask {
         if self.legacy.listener(FdKind::OutboundV6).is_some() {
             flags |= POD_HAS_LISTENER_V6;
         }
+        let pod = self.pod_config(flags);
         let slot = self.record.slot;
-        let (v4_address, v6_address) = (first_v4(&self.goal), first_v6(&self.goal));
-        let pod = PodConfig::new(cgroup.id(), slot, flags, v4_address, v6_address);
         let mut capture = self.shared.capture();
         capture
             .set_listeners(slot, v4, v6)
@@ -139,7 +171,9 @@ impl PodTask {
             .map_err(|e| e.to_string())?;
         capture
             .enrol(self.record.netns_id.cookie, pod)
-            .map_err(|e| e.to_string())
+            .map_err(|e| e.to_string())?;
+        drop(capture);
+        self.lift().map_err(|e| e.to_string())
     }
 
     /// Takes in what discovery says now, and has the kernel follow it; whether a worker is to be
@@ -170,6 +204,9 @@ impl PodTask {
         if let Some(placed) = self.record.placed.take() {
             let (cookie, slot) = (self.record.netns_id.cookie, self.record.slot);
             self.shared.kernel.forget(slot);
+            if let Err(e) = self.reopen() {
+                tracing::error!(pod = %self.record.key, error = e, "the pod's devices may stay shut");
+            }
             if let Err(e) = self.shared.capture().withdraw(cookie, slot, &placed.walls) {
                 tracing::error!(pod = %self.record.key, error = %e, "the pod's capture could not be removed");
             }
@@ -202,7 +239,7 @@ pub(super) async fn remove_cgroup(cgroup: PodCgroup) -> Result<(), String> {
     }
 }
 
-fn first_v4(goal: &Goal) -> [u8; 16] {
+pub(super) fn first_v4(goal: &Goal) -> [u8; 16] {
     let found = goal.addresses.iter().find_map(|a| match a {
         IpAddr::V4(v4) => Some(mapped_v4(v4.octets())),
         IpAddr::V6(_) => None,
@@ -210,7 +247,7 @@ fn first_v4(goal: &Goal) -> [u8; 16] {
     found.unwrap_or_default()
 }
 
-fn first_v6(goal: &Goal) -> [u8; 16] {
+pub(super) fn first_v6(goal: &Goal) -> [u8; 16] {
     let found = goal.addresses.iter().find_map(|a| match a {
         IpAddr::V6(v6) => Some(v6.octets()),
         IpAddr::V4(_) => None,

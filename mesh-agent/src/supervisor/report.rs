@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use mesh_api::STATE_CUT_OFF;
 use serde::{Deserialize, Serialize};
 
 /// Where a pod stands.
@@ -19,6 +20,9 @@ pub enum PodState {
     Enrolled,
     /// It can't be enrolled as it is; `reason` says what is in the way. Tried again.
     Refused,
+    /// It can't be served as it is, so it reaches nothing and nothing reaches it; `reason` says
+    /// what is in the way. Tried again.
+    CutOff,
     /// It is being taken out of the mesh.
     Leaving,
 }
@@ -33,6 +37,7 @@ impl PodState {
             Self::Starting => "starting",
             Self::Enrolled => "enrolled",
             Self::Refused => "refused",
+            Self::CutOff => STATE_CUT_OFF,
             Self::Leaving => "leaving",
         }
     }

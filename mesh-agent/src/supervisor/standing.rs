@@ -17,6 +17,24 @@ impl PodTask {
         });
     }
 
+    /// It can't be enrolled as it is.
+    pub(super) fn refused(&self, why: &str) {
+        let cut = self.cut;
+        let changed = self.report.send_if_modified(|report| {
+            let changed = report.reason != why;
+            report.state = if cut {
+                PodState::CutOff
+            } else {
+                PodState::Refused
+            };
+            why.clone_into(&mut report.reason);
+            changed
+        });
+        if changed {
+            tracing::error!(pod = %self.record.key, why, "the pod can't be enrolled; trying on");
+        }
+    }
+
     /// The worker says how its app is. `lines` bounds what it can make the log grow by.
     pub(super) fn health_told(&self, health: &Health, lines: &mut LineBudget) {
         let detail = events::clip(&health.detail);

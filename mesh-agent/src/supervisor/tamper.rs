@@ -8,15 +8,33 @@ use super::pods::PodKey;
 /// What was found. Its word is the metric's label `kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tamper {
+    /// A device that the pod did not have.
+    Device,
+    /// An address that is not the pod's.
+    Address,
+    /// A route of the pod's namespace.
+    Route,
+    /// A setting (sysctl) of the pod's namespace.
+    Setting,
+    /// The mesh's ports are no longer kept out of the kernel's automatic choice.
+    Ports,
+    /// A listener of the worker was killed.
+    Listener,
+    /// An app holds one of the mesh's ports.
+    PortTaken,
     /// A program of ours is no longer attached, or another runs in its place.
     Program,
     /// Another program runs before ours where ours must be first.
     Order,
+    /// A worker that doesn't start in the pod.
+    Worker,
 }
 
 /// What became of it. Its word is the metric's label `outcome`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
+    /// What stands already keeps it from doing harm.
+    Contained,
     /// It was put back as it was.
     Repaired,
     /// The pod reaches nothing, and nothing reaches it.
@@ -28,8 +46,16 @@ pub(super) enum Outcome {
 impl Tamper {
     fn word(self) -> &'static str {
         match self {
+            Self::Device => "device",
+            Self::Address => "address",
+            Self::Route => "route",
+            Self::Setting => "setting",
+            Self::Ports => "ports",
+            Self::Listener => "listener",
+            Self::PortTaken => "port_taken",
             Self::Program => "program",
             Self::Order => "order",
+            Self::Worker => "worker",
         }
     }
 }
@@ -37,6 +63,7 @@ impl Tamper {
 impl Outcome {
     fn word(self) -> &'static str {
         match self {
+            Self::Contained => "contained",
             Self::Repaired => "repaired",
             Self::CutOff => "cut_off",
             Self::Standing => "standing",

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use mesh_api::convert::address_to_bytes;
 use mesh_api::worker::{Counter, Pod};
+use mesh_common::POD_CUT_OFF;
 use mesh_core::identity::Identity;
 use metrics::counter;
 use tokio::sync::{mpsc, oneshot};
@@ -21,13 +22,18 @@ use super::backoff::RestartPolicy;
 use super::counters::Counters;
 use super::csr::{Svid, chain_from_pem, chain_to_pem};
 use super::legacy::Legacy;
+use super::look::Seen;
 use super::netns::Netns;
+use super::placement::PlaceFault;
 use super::pods::{Goal, PodRecord};
 use super::report::PodState;
 use super::reporter::Reporter;
 use super::rules::Rules;
 use super::session::{Session, SessionEnd};
 use super::shared::Shared;
+use super::tamper::Outcome;
+use super::unserved::Unserved;
+use super::watch::Watch;
 use crate::sandbox::cgroup::PodCgroup;
 use crate::sandbox::{self, Birth, Newborn};
 
@@ -55,6 +61,14 @@ pub(super) struct PodTask {
     pub(super) goal: Goal,
     pub(super) cgroup: Option<PodCgroup>,
     pub(super) rules: Rules,
+    pub(super) watch: Watch,
+    pub(super) seen: Seen,
+    /// The kernel has it cut off.
+    pub(super) cut: bool,
+    /// What was told last of why it can't be served.
+    pub(super) told: Option<(Unserved, Outcome)>,
+    /// Everything but the worker is prepared.
+    placed: bool,
     policy: RestartPolicy,
     /// When the last worker's end was noticed, until the next one is ready.
     pub(super) ended_at: Option<Instant>,
@@ -63,6 +77,8 @@ pub(super) struct PodTask {
 /// What came of a step that a command can cut short.
 enum Flow {
     Go,
+    /// It can't be served as it is any more.
+    Place,
     Leave,
     Detached,
 }
@@ -77,7 +93,16 @@ impl PodTask {
         commands: mpsc::Receiver<Command>,
     ) -> Result<Self, String> {
         let identity: Identity = goal.identity.parse().map_err(|e| format!("{e}"))?;
+        let (watch, watching) = Watch::start(&netns, Instant::now());
+        if let Err(e) = watching {
+            tracing::error!(pod = %record.key, error = %e, "changes of the pod's devices are found by the clock only");
+        }
         Ok(Self {
+            watch,
+            seen: Seen::default(),
+            cut: false,
+            told: None,
+            placed: false,
             shared,
             record,
             identity,
@@ -103,14 +128,18 @@ impl PodTask {
             report.addresses.clone_from(&self.goal.addresses);
         });
         let mut adopted = self.adopt();
-        if !self.is_captured() {
-            match self.place(adopted.is_some()).await {
-                Flow::Go => {}
-                Flow::Leave => return self.leave().await,
-                Flow::Detached => return self.record,
-            }
-        }
+        self.cut = self
+            .in_kernel()
+            .is_some_and(|pod| pod.flags & POD_CUT_OFF != 0);
+        self.placed = self.is_captured() && !self.look();
         loop {
+            if !self.placed {
+                match self.place(adopted.is_some()).await {
+                    Flow::Go | Flow::Place => {}
+                    Flow::Leave => return self.leave().await,
+                    Flow::Detached => return self.record,
+                }
+            }
             let started = Instant::now();
             let end = match adopted.take() {
                 Some(worker) => self.serve(&worker, true).await,
@@ -122,8 +151,10 @@ impl PodTask {
             match end {
                 SessionEnd::Leave(_) => return self.leave().await,
                 SessionEnd::Detached => return self.record,
+                SessionEnd::Unserved => self.placed = false,
                 SessionEnd::Died(how) => match self.await_restart(started.elapsed(), &how).await {
                     Flow::Go => {}
+                    Flow::Place => self.placed = false,
                     Flow::Leave => return self.leave().await,
                     Flow::Detached => return self.record,
                 },
@@ -158,22 +189,27 @@ impl PodTask {
     /// Prepares everything but the worker, trying until it works.
     async fn place(&mut self, has_worker: bool) -> Flow {
         loop {
-            match self.try_place(has_worker) {
-                Ok(()) => return Flow::Go,
-                Err(why) => {
-                    let changed = self.report.send_if_modified(|report| {
-                        let changed = report.reason != why;
-                        report.state = PodState::Refused;
-                        report.reason.clone_from(&why);
-                        changed
-                    });
-                    if changed {
-                        tracing::error!(pod = %self.record.key, why, "the pod can't be enrolled; trying on");
+            let began = Instant::now();
+            let placed = self.try_place(has_worker);
+            self.watch.looked(began);
+            match placed {
+                // What is there now is what later looks compare with.
+                Ok(()) => {
+                    self.placed = !self.look();
+                    if self.placed {
+                        return Flow::Go;
                     }
                 }
+                Err(PlaceFault::Unserved(why, devices)) => {
+                    let text = why.to_string();
+                    if !self.unserved(why, Some(&devices)) {
+                        self.refused(&text);
+                    }
+                }
+                Err(PlaceFault::Later(why)) => self.refused(&why),
             }
             match self.pause(PLACE_RETRY).await {
-                Flow::Go => {}
+                Flow::Go | Flow::Place => {}
                 other => return other,
             }
         }
@@ -253,6 +289,9 @@ impl PodTask {
 
     async fn await_restart(&mut self, lived: Duration, how: &str) -> Flow {
         let wait = self.policy.after(lived);
+        if !self.is_captured() {
+            self.unserved(Unserved::Worker(how.to_owned()), None);
+        }
         let (pod, wait_ms) = (&self.record.key, wait.as_millis());
         let lived_ms = lived.as_millis();
         tracing::warn!(
@@ -264,7 +303,9 @@ impl PodTask {
         );
         self.report.send_modify(|report| {
             report.restarts += 1;
-            report.state = PodState::Starting;
+            if report.state != PodState::CutOff {
+                report.state = PodState::Starting;
+            }
             report.reason = format!("its worker ended: {how}");
         });
         match wait.is_zero() {
@@ -273,7 +314,8 @@ impl PodTask {
         }
     }
 
-    /// Waits, and hears commands meanwhile. The kernel's policy doesn't wait for a worker.
+    /// Waits, and hears commands meanwhile. The kernel's policy doesn't wait for a worker, nor does
+    /// what is watched for.
     async fn pause(&mut self, wait: Duration) -> Flow {
         let end = Instant::now() + wait;
         let mut changes = self.shared.discovery.changes();
@@ -293,6 +335,14 @@ impl PodTask {
                     }
                     None => return Flow::Detached,
                 },
+                _ = self.watch.due() => {
+                    if !self.placed {
+                        return Flow::Go;
+                    }
+                    if self.look() {
+                        return Flow::Place;
+                    }
+                }
                 () = tokio::time::sleep_until(end) => return Flow::Go,
             }
         }

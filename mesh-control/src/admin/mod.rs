@@ -108,7 +108,8 @@ impl Admin {
                     port: *port,
                     protocol: *protocol,
                 };
-                match asked.answer(directory.mesh(), &self.resolvers) {
+                let cut_off = self.registry.cut_off();
+                match asked.answer(directory.mesh(), &self.resolvers, &cut_off) {
                     Ok(why) => Response {
                         why: Some(why),
                         ..Response::default()

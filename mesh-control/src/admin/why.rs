@@ -1,7 +1,7 @@
 //! What the mesh would do with a flow: names into the model's terms, and its explanation into
 //! words.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use mesh_api::admin::{self, Place, Why};
 use mesh_core::explain::{
     Attempt, Destination, Explanation, Outcome, Question, Source, Verdict, explain,
 };
-use mesh_core::model::{Mesh, Service, Workload};
+use mesh_core::model::{Mesh, Service, Workload, WorkloadUid};
 use mesh_core::policy::Protocol;
 use mesh_core::reason::Reason;
 
@@ -46,7 +46,13 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    pub(super) fn answer(&self, mesh: &Mesh, resolvers: &[IpAddr]) -> Result<Why, WhyFault> {
+    /// `cut_off`: what nodes say is in the way of pods that they have cut off.
+    pub(super) fn answer(
+        &self,
+        mesh: &Mesh,
+        resolvers: &[IpAddr],
+        cut_off: &BTreeMap<WorkloadUid, String>,
+    ) -> Result<Why, WhyFault> {
         let source = source(mesh, self.source)?;
         let destination = destination(mesh, self.destination)?;
         let port = match self.port {
@@ -69,7 +75,11 @@ impl Asked<'_> {
             protocol: self.protocol,
         };
         let explanation = explain(mesh, &question, &all_resolvers(mesh, resolvers));
-        Ok(answer(&head, &explanation))
+        let why = answer(&head, &explanation);
+        Ok(match end_cut_off(&question.source, &explanation, cut_off) {
+            Some(end) => overruled(why, &head, &end, self.protocol),
+            None => why,
+        })
     }
 }
 
@@ -237,6 +247,54 @@ fn answer(head: &str, explanation: &Explanation) -> Why {
         attempts: attempts.iter().map(attempt).collect(),
         missing: missing.into_iter().collect(),
         text: format!("{head}{explanation}"),
+    }
+}
+
+/// A pod that is cut off, in whose way a flow is.
+struct CutOff<'a> {
+    pod: &'a Workload,
+    why: &'a str,
+    is_source: bool,
+}
+
+/// The source, or each endpoint, is cut off.
+fn end_cut_off<'a>(
+    source: &'a Source,
+    explanation: &'a Explanation,
+    cut_off: &'a BTreeMap<WorkloadUid, String>,
+) -> Option<CutOff<'a>> {
+    let find = |pod: &'a Workload, is_source| {
+        let why = cut_off.get(&pod.uid)?;
+        Some(CutOff {
+            pod,
+            why,
+            is_source,
+        })
+    };
+    if let Source::Workload(pod) = source
+        && let Some(end) = find(pod, true)
+    {
+        return Some(end);
+    }
+    let attempts = explanation.attempts.iter();
+    let ends: Option<Vec<_>> = attempts
+        .map(|attempt| find(attempt.workload.as_deref()?, false))
+        .collect();
+    ends?.into_iter().next()
+}
+
+/// Whatever policy says, nothing passes.
+fn overruled(why: Why, head: &str, end: &CutOff<'_>, protocol: Protocol) -> Why {
+    let connect_fails = end.is_source && protocol == Protocol::Tcp;
+    let refused = Outcome::Refused(Reason::CutOff);
+    let pod = shown_pod(end.pod);
+    Why {
+        outcome: admin::Outcome::Refused,
+        reason: Some(reason(Reason::CutOff)),
+        errno: connect_fails.then(|| "EPERM".to_owned()),
+        missing: Vec::new(),
+        text: format!("{head}{refused}\n{pod} is cut off: {}\n", end.why),
+        ..why
     }
 }
 

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use mesh_api::STATE_CUT_OFF;
 use mesh_api::admin::{NodeStatus, PodStatus, Status};
 use mesh_api::node::NodeReport;
-use mesh_core::model::{Enrolment, Health, Mesh, Workload};
+use mesh_core::model::{Enrolment, Health, Mesh, Workload, WorkloadUid};
 use tokio::sync::watch;
 
 use super::Directory;
@@ -124,6 +125,15 @@ impl Registry {
             policies: mesh.authorizations().count() + mesh.authentications().count(),
             nodes: nodes.into_iter().map(named).collect(),
         }
+    }
+
+    /// Pods that their nodes have cut off, with what is in their way.
+    pub(crate) fn cut_off(&self) -> BTreeMap<WorkloadUid, String> {
+        let state = self.lock();
+        let pods = state.nodes.values().flat_map(|record| &record.pods);
+        pods.filter(|(_, pod)| pod.state == STATE_CUT_OFF)
+            .map(|(uid, pod)| (uid.clone(), pod.reason.clone()))
+            .collect()
     }
 
     /// Serves what is known now, if that is news.

@@ -10,6 +10,8 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use tonic::transport::Uri;
 
+pub use super::unserved::OnUnserved;
+
 /// Exit status for a command line that can't be used (`EX_USAGE` of sysexits.h).
 pub const EX_USAGE: i32 = 64;
 
@@ -55,6 +57,12 @@ pub struct RunArgs {
     /// service kube-system/kube-dns and its endpoints. May be given several times
     #[arg(long = "resolver", value_name = "IP")]
     pub resolvers: Vec<String>,
+    /// What becomes of a pod that is to be in the mesh (enroll: enforce) and can't be served
+    /// safely, because an app holds a port of the mesh or a device of the pod can't be walled:
+    /// "cut-off" lets it reach nothing and be reached by nothing, "leave" leaves it as it is,
+    /// uncaptured. Either is reported, and tried again
+    #[arg(long, value_name = "cut-off|leave", default_value = "cut-off")]
+    pub unserved: String,
     /// Where bpffs is mounted (it is mounted there if it is not)
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
@@ -102,6 +110,8 @@ pub struct Config {
     pub cluster_id: String,
     /// DNS resolvers of the cluster that the operator named.
     pub resolvers: Vec<IpAddr>,
+    /// What becomes of a pod that can't be served.
+    pub unserved: OnUnserved,
     /// bpffs mount point.
     pub bpffs: PathBuf,
     /// Time between two looks at what is attached.
@@ -183,6 +193,10 @@ impl Config {
                 LogFormat::Text
             }
         };
+        let unserved = raw.unserved.parse();
+        let unserved = unserved
+            .map_err(|why| faults.push(fault("--unserved", &raw.unserved, why)))
+            .unwrap_or(OnUnserved::CutOff);
         let resolvers = check::resolvers(&raw.resolvers, &mut faults);
         if raw.cluster_id.is_empty() || raw.cluster_id.contains('/') {
             let why = "must not be empty or contain '/'";
@@ -222,6 +236,7 @@ impl Config {
             log_format,
             cluster_id: raw.cluster_id,
             resolvers,
+            unserved,
             bpffs: raw.bpffs,
             check_every: Duration::from_secs(raw.check_every.unwrap_or(CHECK_EVERY_S).into()),
         })
@@ -248,6 +263,7 @@ mod tests {
             log_format: "xml".to_owned(),
             cluster_id: "a/b".to_owned(),
             resolvers: vec!["10.96.0.10".to_owned(), "dns.local".to_owned()],
+            unserved: "open".to_owned(),
             run_dir: Some("relative".into()),
             ..RunArgs::default()
         };
@@ -262,6 +278,7 @@ mod tests {
             "--metrics-listen",
             "--log-format",
             "--cluster-id",
+            "--unserved",
             "--resolver",
             "--run-dir",
             "--bpffs",
@@ -271,6 +288,6 @@ mod tests {
                 "{option}: {text:#?}"
             );
         }
-        assert_eq!(faults.len(), 11, "{text:#?}");
+        assert_eq!(faults.len(), 12, "{text:#?}");
     }
 }

@@ -49,6 +49,8 @@ pub(super) enum SessionEnd {
     Died(String),
     /// The pod is leaving; its worker may take that long to finish what is open.
     Leave(Duration),
+    /// The pod can't be served any more and is cut off; the worker is gone.
+    Unserved,
     /// The supervisor is going away; the worker stays.
     Detached,
 }
@@ -136,6 +138,7 @@ impl<'a> Session<'a> {
 
     /// First words to a worker that was just started.
     pub(super) fn greet(&mut self) -> io::Result<()> {
+        self.task.legacy.drop_dead();
         let (fds, duplicates) = self.task.legacy.hand_over()?;
         let start = Start {
             protocol_version: WORKER_PROTOCOL_VERSION,
@@ -204,6 +207,13 @@ impl<'a> Session<'a> {
                     }
                     Err(_) => return self.bury(END_PATIENCE).await,
                 },
+                _ = self.task.watch.due() => {
+                    if self.task.look() {
+                        self.bury(Duration::ZERO).await;
+                        return SessionEnd::Unserved;
+                    }
+                    Ok(())
+                }
                 event = next_signing(&mut self.signing) => { self.signing_event(event); Ok(()) }
                 Ok(()) = self.told.changes.changed() => { self.discovery_changed(); Ok(()) }
                 () = until(wake) => self.tick(),
@@ -259,10 +269,12 @@ impl<'a> Session<'a> {
             }
             FromWorker::Listeners(listeners) => {
                 let cookie = self.task.record.netns_id.cookie;
+                let before = self.task.legacy.sockets();
                 self.task
                     .legacy
                     .take_listeners(&listeners.fds, fds, cookie)?;
                 if self.ready {
+                    self.task.listeners_changed(&before);
                     self.enrol();
                 }
             }
