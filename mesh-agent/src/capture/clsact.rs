@@ -37,9 +37,10 @@ pub(super) fn attach(object: &mut Ebpf, ifindex: u32, wall: Wall) -> Result<()> 
     Ok(())
 }
 
-/// Puts a second filter before all others, and takes away those that there were.
+/// Puts a filter before all others, and takes away those of ours that there were.
 pub(super) fn attach_first(object: &mut Ebpf, ifindex: u32, wall: Wall) -> Result<()> {
     let name = existing(ifindex, wall)?;
+    let _: Result<(), tc::TcError> = tc::qdisc_add_clsact(&name);
     let filters = list(ifindex, wall)?;
     let program = classifier(object, wall)?;
     mem::forget(add(program, &name, wall, free_handle(&filters)).map_err(failed(wall))?);

@@ -113,7 +113,7 @@ impl Capture {
         };
         let netns = netns.map_err(error::io("duplicating the namespace of", &path))?;
         match (deviation, self.link(link)?) {
-            (Deviation::Order, Some((old, info))) => {
+            (Deviation::Order, Some((_, info))) => {
                 let program = bpf::program_by_id(info.program_id)
                     .map_err(error::io("opening the program of", &path))?;
                 let new = bpf::link_create(
@@ -122,7 +122,7 @@ impl Capture {
                     AttachType::SkLookup,
                     0,
                 );
-                self.swap_link(link, &old, &new.map_err(error::io("attaching", &path))?)
+                self.swap_link(link, &new.map_err(error::io("attaching", &path))?)
             }
             // The link is made anew.
             _ => {
@@ -132,8 +132,10 @@ impl Capture {
         }
     }
 
-    /// Puts a link that is attached already in the place of another, which is taken away.
-    fn swap_link(&mut self, link: &str, old: &OwnedFd, new: &OwnedFd) -> Result<()> {
+    /// Puts a link that is attached already in the place of another, if there is one, which is
+    /// taken away.
+    fn swap_link(&mut self, link: &str, new: &OwnedFd) -> Result<()> {
+        let old = object::open_link(&self.pins, link)?;
         let (path, next) = (
             self.pins.link(link),
             self.pins.link(&format!("{link}-next")),
@@ -142,7 +144,8 @@ impl Capture {
         bpf::pin(new.as_fd(), &next).map_err(error::io("pinning the link", &next))?;
         fs::rename(&next, &path).map_err(error::io("moving the pin to", &path))?;
         self.watch.forget(link);
-        bpf::link_detach(old.as_fd()).map_err(error::io("detaching what was before", path))
+        old.map_or(Ok(()), |old| bpf::link_detach(old.as_fd()))
+            .map_err(error::io("detaching what was before", path))
     }
 
     fn check_walls(
@@ -215,8 +218,8 @@ impl Capture {
 
     fn repair_wall(&mut self, ifindex: u32, wall: Wall, deviation: &Deviation) -> Result<()> {
         let repair = |capture: &mut Self| match deviation {
-            Deviation::Order => capture.put_first(ifindex, wall),
-            _ => capture.attach_one(ifindex, wall),
+            Deviation::Replaced => capture.attach_one(ifindex, wall),
+            _ => capture.put_first(ifindex, wall),
         };
         let mut outcome = repair(self);
         for _ in 1..TRIES {
@@ -230,13 +233,14 @@ impl Capture {
 
     fn put_first(&mut self, ifindex: u32, wall: Wall) -> Result<()> {
         let link = wall.link(ifindex);
-        // The kernel takes no program twice at one hook.
+        // The kernel takes no program twice at one hook, and one that was taken off may still be
+        // there for a moment.
         let mut instance = self.loader.open()?;
         let program = object::load(&mut instance, wall.program)?;
-        let Some((old, _)) = self.link(&link)? else {
+        if !self.has_tcx {
             self.watch.forget(&link);
             return clsact::attach_first(&mut instance, ifindex, wall);
-        };
+        }
         let new = bpf::link_create(
             program.as_fd(),
             &Target::Ifindex(ifindex),
@@ -244,7 +248,7 @@ impl Capture {
             bpf::BPF_F_BEFORE,
         );
         let new = new.map_err(error::io("attaching", self.pins.link(&link)))?;
-        self.swap_link(&link, &old, &new)
+        self.swap_link(&link, &new)
     }
 
     fn cut_off(&mut self, ifindex: u32, config: WallConfig, why: &CaptureError) -> Remedy {

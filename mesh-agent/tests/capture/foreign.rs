@@ -1,20 +1,23 @@
 //! Beside the programs of others, which were there before or came after.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mesh_agent::capture::Capture;
 use mesh_common::KernelReason;
-use mesh_lab::foreign::{AttachType, Link, Map, Program, Target};
+use mesh_lab::foreign::{self, AttachType, Link, Map, Program, Target};
 use socket2::{Domain, Socket, Type};
 
-use crate::lab::{Lab, NODE_V4, eventually, netns_path};
+use crate::integrity::check;
+use crate::lab::{Lab, NODE_V4, eventually, in_netns, netns_path};
 use crate::names::{accept, address, local, original_destination, peer};
 use crate::process::Process;
+use crate::way::{DIRECTIONS, Direction, Foreign, Way, tc};
 
 const PORT: u16 = 8080;
 /// A call's first packet may be lost while a new device comes up; the next follows after 1 s.
@@ -200,4 +203,122 @@ fn a_connection_turned_away_from_the_worker_ends_at_the_wall() {
     });
     listener.set_nonblocking(true).unwrap();
     assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+/// Somebody else's programs at every hook that ours are at, and where they are looked for.
+struct Others {
+    way: Way,
+    cgroup: PathBuf,
+    netns: File,
+    at_device: [Foreign; 2],
+    ids: BTreeMap<&'static str, u32>,
+    _links: Vec<Link>,
+}
+
+impl Others {
+    fn attach(lab: &Lab, way: Way) -> Self {
+        let cgroup = lab.options.cgroup_root.clone();
+        let netns = File::open(netns_path(&lab.pod().netns)).unwrap();
+        let [(service, backend), _] = services();
+        let cookie = lab.pod().cookie;
+        let (_app, listener) = serve(lab, lab.pod().v4);
+        let map = Map::of_socket(listener.as_fd()).unwrap();
+        let (mut links, mut ids) = (Vec::new(), BTreeMap::new());
+        for (name, kind, from, to) in [
+            ("connect4", AttachType::Connect4, service, backend),
+            ("getpeername4", AttachType::Getpeername4, backend, service),
+        ] {
+            let program = Program::translate(kind, cookie, from, to).unwrap();
+            ids.insert(name, program.id().unwrap());
+            links.push(program.attach_cgroup(&cgroup, kind).unwrap());
+        }
+        let steer = Program::steer(PORT, &map, false).unwrap();
+        ids.insert("sk_lookup", steer.id().unwrap());
+        let target = Target::Fd(netns.as_fd());
+        links.push(steer.attach(target, AttachType::SkLookup, 0).unwrap());
+        let program = Program::verdict(-1).unwrap();
+        let at_device = DIRECTIONS.map(|direction| way.attach(lab, direction, &program));
+        Self {
+            way,
+            cgroup,
+            netns,
+            at_device,
+            ids,
+            _links: links,
+        }
+    }
+
+    /// Each is where it was; at the device there are that many programs besides.
+    fn assert_untouched(&self, lab: &Lab, walls: usize, step: &str) {
+        let cgroup = File::open(&self.cgroup).unwrap();
+        for (name, target, kind) in [
+            ("connect4", cgroup.as_fd(), AttachType::Connect4),
+            ("getpeername4", cgroup.as_fd(), AttachType::Getpeername4),
+            ("sk_lookup", self.netns.as_fd(), AttachType::SkLookup),
+        ] {
+            let programs = foreign::programs_at(Target::Fd(target), kind).unwrap();
+            assert!(programs.contains(&self.ids[name]), "{step}: {name}");
+        }
+        for (direction, other) in DIRECTIONS.into_iter().zip(&self.at_device) {
+            let order = self.way.order(lab, direction);
+            assert_eq!(order[walls..], [other.id], "{step}: {direction:?}");
+        }
+    }
+}
+
+/// Loading, a restart, an update, an order put right, leaving and unloading.
+#[test]
+fn nothing_of_others_is_replaced_or_removed() {
+    for &way in Way::all() {
+        let mut lab = way.lab();
+        let others = Others::attach(&lab, way);
+        others.assert_untouched(&lab, 0, "before");
+        lab.enrol(0);
+        others.assert_untouched(&lab, 1, "enrolled");
+        assert_eq!(check(&mut lab), []);
+        // Whatever ran before is another program to the agent that starts now: so this is an
+        // update as well. It would put up walls by tcx where it can.
+        let by_clsact_by_choice = way == Way::Clsact && Way::all().contains(&Way::Tcx);
+        if !by_clsact_by_choice {
+            let before = way.order(&lab, Direction::Ingress)[0];
+            lab.capture = None;
+            let (options, node) = (lab.options.clone(), lab.node_netns());
+            lab.capture = Some(in_netns(&node, || Capture::open(&options)).unwrap());
+            assert_ne!(way.order(&lab, Direction::Ingress)[0], before);
+            others.assert_untouched(&lab, 1, "updated");
+        }
+        let front = way.attach(&lab, Direction::Egress, &Program::verdict(0).unwrap());
+        let findings = check(&mut lab);
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        let order = way.order(&lab, Direction::Egress);
+        assert_eq!(order[1..], [front.id, others.at_device[1].id], "{way:?}");
+        drop(front);
+        if way == Way::Clsact {
+            remove_first_foreign(&lab);
+        }
+        eventually("the program in front is gone", || {
+            (way.order(&lab, Direction::Egress).len() == 2).then_some(())
+        });
+        let (cookie, ifindex, node) = (lab.pod().cookie, lab.pod().ifindex, lab.node_netns());
+        let capture = lab.capture();
+        in_netns(&node, || capture.withdraw(cookie, 0, &[ifindex])).unwrap();
+        others.assert_untouched(&lab, 0, "withdrawn");
+        lab.enrol(0);
+        others.assert_untouched(&lab, 1, "enrolled again");
+        lab.capture = None;
+        let options = lab.options.clone();
+        in_netns(&node, || Capture::unload(&options)).unwrap();
+        others.assert_untouched(&lab, 0, "unloaded");
+    }
+}
+
+/// The filter that was added last, of those that aren't ours.
+fn remove_first_foreign(lab: &Lab) {
+    let list = tc(lab, "-j filter show dev veth0 egress");
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let handles = list.as_array().unwrap().iter();
+    let mut handles = handles.filter_map(|filter| filter["options"]["handle"].as_str());
+    let handle = handles.find(|handle| !handle.starts_with("0x4e4")).unwrap();
+    let filter = "filter del dev veth0 egress pref 1";
+    tc(lab, &format!("{filter} handle {handle} bpf"));
 }

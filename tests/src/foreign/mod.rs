@@ -13,6 +13,7 @@ use std::path::Path;
 
 pub use programs::{AttachType, Map, Program};
 
+use crate::netns::Netns;
 use syscall::{Attributes, bpf, bpf_fd};
 
 const OBJ_PIN: libc::c_long = 6;
@@ -97,6 +98,33 @@ impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// What tells a network namespace from all others of this boot.
+///
+/// # Errors
+/// The kernel's.
+pub fn netns_cookie(netns: &Netns) -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    netns.run(|| {
+        let socket = std::net::UdpSocket::bind("[::]:0")?;
+        let mut cookie = 0_u64;
+        let mut len = libc::socklen_t::try_from(size_of::<u64>()).expect("a small number");
+        // SAFETY: the value is as long as said.
+        let status = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut len,
+            )
+        };
+        match status {
+            0 => Ok(cookie),
+            _ => Err(io::Error::last_os_error()),
+        }
+    })
 }
 
 /// The programs attached there, by id, in the order in which they run.
