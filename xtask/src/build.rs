@@ -11,7 +11,7 @@ pub(crate) fn run(workspace: &Path) -> Result<()> {
     kernel_programs(workspace)?;
     eprintln!("building the binaries");
     exec::run(exec::cargo(workspace).args(["build", "--release", "--bins"]))?;
-    next_agent(workspace)
+    next_agent(workspace, &[])
 }
 
 /// Builds everything with all tests, in one go: cargo unites the features of what it builds
@@ -20,7 +20,7 @@ pub(crate) fn with_tests(workspace: &Path) -> Result<()> {
     kernel_programs(workspace)?;
     eprintln!("building binaries and tests");
     exec::run(exec::cargo(workspace).args(["build", "--release", "--bins", "--tests"]))?;
-    next_agent(workspace)
+    next_agent(workspace, BESIDE_TESTS)
 }
 
 /// Builds the kernel programs, which mesh-agent embeds.
@@ -33,11 +33,15 @@ pub(crate) fn kernel_programs(workspace: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An agent of the next ABI version: take-overs need two.
-pub(crate) fn next_agent(workspace: &Path) -> Result<()> {
+/// Some test, for [`next_agent`] to be built with the features that dependencies have in a build
+/// with tests.
+pub(crate) const BESIDE_TESTS: &[&str] = &["--test", "reasons"];
+
+/// Builds an agent of the next ABI version: take-overs need two.
+pub(crate) fn next_agent(workspace: &Path, beside: &[&str]) -> Result<()> {
     eprintln!("building mesh-agent-abi-next");
     let mut cargo = exec::cargo(workspace);
     cargo.args(["build", "--release", "--bin", "mesh-agent-abi-next"]);
     cargo.args(["--features", "mesh-agent/abi-next"]);
-    exec::run(&mut cargo)
+    exec::run(cargo.args(beside))
 }

@@ -42,7 +42,7 @@ impl Payload {
         }
         let built = test_binaries(workspace)?;
         if !no_build {
-            build::next_agent(workspace)?;
+            build::next_agent(workspace, build::BESIDE_TESTS)?;
         }
         let folder = workspace.join("target/vm/payload");
         fs::create_dir_all(&folder)?;
