@@ -24,6 +24,12 @@ fn patience_factor() -> u32 {
     })
 }
 
+/// As long as this on a machine like any, longer on an emulated one.
+#[must_use]
+pub fn scaled(time: Duration) -> Duration {
+    time * patience_factor()
+}
+
 /// Asks `condition` until it gives a value.
 ///
 /// # Errors
@@ -34,7 +40,7 @@ pub fn until<T>(
     timeout: Duration,
     mut condition: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let timeout = timeout * patience_factor();
+    let timeout = scaled(timeout);
     let deadline = Instant::now() + timeout;
     loop {
         let last = match condition() {

@@ -195,11 +195,13 @@ impl Maps {
 
 /// The program and the slot of a link that serves one pod, by its name.
 pub(super) fn instance(link: &str) -> Option<(&'static str, u32)> {
-    [object::STEER, SHUT].into_iter().find_map(|program| {
-        let pod = link.strip_prefix(program)?.strip_prefix('-')?;
-        let slot = pod.split('-').next()?.parse().ok()?;
-        Some((program, slot))
-    })
+    if let Some(slot) = link.strip_prefix("steer-") {
+        return Some((object::STEER, slot.parse().ok()?));
+    }
+    let (slot, device) = link.strip_prefix("shut-")?.split_once('-')?;
+    let (ifindex, _way) = device.split_once('-')?;
+    ifindex.parse::<u32>().ok()?;
+    Some((SHUT, slot.parse().ok()?))
 }
 
 pub(super) fn steer_link(slot: u32) -> String {

@@ -303,17 +303,18 @@ fn remove_cgroup(cgroup: &Path) {
 
 /// Waits for a condition; panics with `what` when it doesn't come.
 pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let patience = mesh_lab::wait::scaled(mesh_lab::wait::PATIENCE);
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(value) = condition() {
             return value;
         }
         if Instant::now() > deadline {
             if thread::panicking() {
-                eprintln!("not within 10 s: {what}");
+                eprintln!("not within {patience:?}: {what}");
                 std::process::abort();
             }
-            panic!("not within 10 s: {what}");
+            panic!("not within {patience:?}: {what}");
         }
         thread::sleep(Duration::from_millis(5));
     }

@@ -130,7 +130,8 @@ impl Agent {
     /// # Errors
     /// With the agent's reason, and the end of its log.
     pub fn add_pod(&self, pod: &Pod) -> Result<String> {
-        let mut command = self.admin(&["pod", "add", "--timeout", "10s"]);
+        let timeout = format!("{}s", wait::scaled(wait::PATIENCE).as_secs());
+        let mut command = self.admin(&["pod", "add", "--timeout", &timeout]);
         command
             .args(["--namespace", pod.namespace(), "--name", pod.name()])
             .arg("--netns")

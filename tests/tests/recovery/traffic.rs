@@ -21,7 +21,7 @@ pub(crate) struct Conversation(BufReader<TcpStream>);
 impl Conversation {
     pub(crate) fn open(to: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(to)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(wait::scaled(PATIENCE)))?;
         Ok(Self(BufReader::new(stream)))
     }
 
