@@ -9,6 +9,7 @@
 mod features;
 mod host;
 mod mounts;
+mod oom;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

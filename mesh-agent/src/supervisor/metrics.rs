@@ -176,6 +176,8 @@ async fn pods_text(shared: &Shared) -> String {
         add(&mut families, "nodemesh_pod_cut_off", &key, None, cut_off);
         let restarts = "nodemesh_worker_restarts_total";
         add(&mut families, restarts, &key, None, report.restarts);
+        let oom_kills = "nodemesh_worker_oom_kills_total";
+        add(&mut families, oom_kills, &key, None, report.oom_kills);
         let unhealthy = u64::from(report.unhealthy);
         add(
             &mut families,

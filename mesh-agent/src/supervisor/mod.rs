@@ -20,6 +20,7 @@
 mod adopt;
 mod answers;
 mod backoff;
+mod boot;
 mod budget;
 mod control;
 mod counters;

@@ -21,7 +21,7 @@ use super::workers::PodTask;
 use crate::sandbox::cgroup::{Budget, PodCgroup};
 
 /// What one worker may use.
-const WORKER_BUDGET: Budget = Budget {
+pub(super) const WORKER_BUDGET: Budget = Budget {
     cpu_weight: 100,
     memory_max_bytes: 1024 * 1024 * 1024,
     pids_max: 32,

@@ -11,6 +11,7 @@ use mesh_common::MAX_PODS;
 use mesh_core::model::Workload;
 use serde::{Deserialize, Serialize};
 
+use super::boot;
 use super::config::is_name;
 use super::join::{chain, write_private};
 use super::netns::NetnsId;
@@ -124,10 +125,17 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// Opens the folder, or makes it.
+    /// Opens the folder, or makes it. What is in it of an earlier boot is forgotten.
     pub(super) fn open(run_dir: &Path) -> io::Result<Self> {
         let folder = run_dir.join("pods");
         std::fs::create_dir_all(&folder)?;
+        let forgotten = boot::forget_others(run_dir, &folder)?;
+        if forgotten > 0 {
+            tracing::info!(
+                forgotten,
+                "the machine was booted: the pods of before are to be added anew"
+            );
+        }
         Ok(Self { folder })
     }
 

@@ -89,6 +89,9 @@ pub struct PodReport {
     pub ready: bool,
     /// Workers of this pod that ended unasked since this supervisor started.
     pub restarts: u64,
+    /// Those of them that the kernel ended because they were at their memory limit.
+    #[serde(default)]
+    pub oom_kills: u64,
     /// End of the worker's certificate, in seconds since the epoch.
     pub certificate_not_after_s: Option<i64>,
     /// SPIFFE ID; empty while unknown.
@@ -122,6 +125,7 @@ impl PodReport {
             worker_pid: None,
             ready: false,
             restarts: 0,
+            oom_kills: 0,
             certificate_not_after_s: None,
             identity: String::new(),
             addresses: Vec::new(),

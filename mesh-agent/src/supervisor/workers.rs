@@ -24,7 +24,7 @@ use super::csr::{Svid, chain_from_pem, chain_to_pem};
 use super::legacy::Legacy;
 use super::look::Seen;
 use super::netns::Netns;
-use super::placement::PlaceFault;
+use super::placement::{PlaceFault, WORKER_BUDGET};
 use super::pods::{Goal, PodRecord};
 use super::report::PodState;
 use super::reporter::Reporter;
@@ -141,6 +141,7 @@ impl PodTask {
                 }
             }
             let started = Instant::now();
+            let oom_kills = self.oom_kills();
             let end = match adopted.take() {
                 Some(worker) => self.serve(&worker, true).await,
                 None => match self.spawn() {
@@ -152,12 +153,15 @@ impl PodTask {
                 SessionEnd::Leave(_) => return self.leave().await,
                 SessionEnd::Detached => return self.record,
                 SessionEnd::Unserved => self.placed = false,
-                SessionEnd::Died(how) => match self.await_restart(started.elapsed(), &how).await {
-                    Flow::Go => {}
-                    Flow::Place => self.placed = false,
-                    Flow::Leave => return self.leave().await,
-                    Flow::Detached => return self.record,
-                },
+                SessionEnd::Died(how) => {
+                    let how = self.with_oom_kill(how, oom_kills);
+                    match self.await_restart(started.elapsed(), &how).await {
+                        Flow::Go => {}
+                        Flow::Place => self.placed = false,
+                        Flow::Leave => return self.leave().await,
+                        Flow::Detached => return self.record,
+                    }
+                }
             }
         }
     }
@@ -285,6 +289,21 @@ impl PodTask {
             });
         }
         end
+    }
+
+    fn oom_kills(&self) -> u64 {
+        self.cgroup.as_ref().map_or(0, PodCgroup::oom_kills)
+    }
+
+    /// How a worker ended, if that was at its memory limit, of which its exit says nothing.
+    fn with_oom_kill(&self, how: String, before: u64) -> String {
+        let kills = self.oom_kills().saturating_sub(before);
+        if kills == 0 {
+            return how;
+        }
+        self.report.send_modify(|report| report.oom_kills += kills);
+        let limit_mib = WORKER_BUDGET.memory_max_bytes >> 20;
+        format!("{how}: out of memory, its cgroup allows {limit_mib} MiB (memory.max)")
     }
 
     async fn await_restart(&mut self, lived: Duration, how: &str) -> Flow {
