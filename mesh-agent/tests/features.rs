@@ -285,3 +285,52 @@ fn a_kernel_without_what_is_optional_will_do_and_the_log_says_so() {
     assert!(supervisor.wait().unwrap().success(), "{said:?}");
     assert!(node.stands());
 }
+
+/// The rows of docs/KERNELS.md for features of one need. Which hooks use a helper is left to
+/// `mesh-agent check`.
+fn rows(answer: &Value, need: &str) -> String {
+    let of_need = |feature: &&Value| feature["need"] == need;
+    let row = |feature: &Value| {
+        let text = |field: &str| feature[field].as_str().unwrap().to_owned();
+        let name = text("name");
+        let name = name.split(" in ").next().unwrap();
+        let options = text("config");
+        let purpose = text("purpose");
+        format!("| {name} | {purpose} | {} | {options} |\n", text("since"))
+    };
+    let rows = answer["features"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(of_need)
+        .map(row);
+    let head = "| feature | what it is for | Linux | built with |\n|---|---|---|---|\n".to_owned();
+    head + &rows.collect::<String>()
+}
+
+#[test]
+fn the_document_lists_what_is_asked_for() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/KERNELS.md");
+    let (_, answer) = check(&[]);
+    let found = fs::read_to_string(&path).unwrap();
+    let mut wanted = found.clone();
+    for need in ["required", "optional"] {
+        let (head, rest) = wanted
+            .split_once(&format!("<!-- features: {need}"))
+            .unwrap();
+        let (comment, rest) = rest.split_once("-->\n").unwrap();
+        let (_, tail) = rest.split_once("<!-- features: end -->").unwrap();
+        let rows = rows(&answer, need);
+        wanted =
+            format!("{head}<!-- features: {need}{comment}-->\n{rows}<!-- features: end -->{tail}");
+    }
+    if std::env::var_os("NODEMESH_UPDATE_DOCS").is_some() {
+        fs::write(&path, &wanted).unwrap();
+        return;
+    }
+    assert!(
+        found == wanted,
+        "docs/KERNELS.md is stale; write it anew with\n  \
+         NODEMESH_UPDATE_DOCS=1 cargo test --release -p mesh-agent --test features"
+    );
+}

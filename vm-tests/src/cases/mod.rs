@@ -1,7 +1,9 @@
 //! The cases, a file per topic.
 
 mod boot;
+mod budgets;
 mod doomed;
+mod missing;
 mod nodes;
 mod programs;
 
@@ -9,9 +11,15 @@ use crate::Case;
 
 /// All of them.
 pub fn all() -> impl Iterator<Item = &'static Case> {
-    [boot::CASES, nodes::CASES, programs::CASES]
-        .into_iter()
-        .flatten()
+    [
+        boot::CASES,
+        budgets::CASES,
+        missing::CASES,
+        nodes::CASES,
+        programs::CASES,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Cases that must fail, in this order, but the last.
