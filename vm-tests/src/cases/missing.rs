@@ -2,9 +2,12 @@
 //! is refused at start, by name.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::budgets;
@@ -24,6 +27,13 @@ pub(super) const CASES: &[Case] = &[
         kernel_args: "lsm=capability cgroup_disable=memory",
         timeout_s: 240,
         run: without_landlock,
+    },
+    Case {
+        name: "missing/ipv6",
+        nodes: 1,
+        kernel_args: "ipv6.disable=1",
+        timeout_s: 240,
+        run: without_ipv6,
     },
 ];
 
@@ -145,4 +155,42 @@ fn works_without(guest: &Guest, names: &[&str]) -> Result<()> {
 
 fn without_landlock(guest: &Guest) -> Result<()> {
     works_without(guest, &["landlock", "memory controller"])
+}
+
+/// The agent starts, attaches everything and says so. (The lab's own network wants IPv6.)
+fn without_ipv6(guest: &Guest) -> Result<()> {
+    let (will_do, answer) = check()?;
+    ensure!(will_do, "{answer}");
+    ensure!(
+        missing(&answer, "optional")?.contains(&"IPv6".to_owned()),
+        "{answer}"
+    );
+    let mut agent = start()?;
+    let mut lines = BufReader::new(agent.stderr.take().context("its log")?).lines();
+    let mut said = Vec::new();
+    for line in lines.by_ref() {
+        said.push(line?);
+        if said
+            .last()
+            .is_some_and(|line| line.contains("supervisor is up"))
+        {
+            break;
+        }
+    }
+    let said = said.join("\n");
+    ensure!(
+        said.contains("supervisor is up"),
+        "it did not start: {said}"
+    );
+    ensure!(
+        said.contains("this kernel has no IPv6:"),
+        "not said: {said}"
+    );
+    guest.step("the supervisor is up");
+    kill(Pid::from_raw(agent.id().cast_signed()), Signal::SIGTERM)?;
+    ensure!(agent.wait()?.success(), "it did not end in order");
+    let unloaded = Command::new("mesh-agent").arg("unload").output()?;
+    let said = String::from_utf8_lossy(&unloaded.stderr);
+    ensure!(unloaded.status.success(), "unload: {said}");
+    Ok(())
 }

@@ -119,6 +119,18 @@ struct Group {
     cases: Vec<(String, Duration)>,
 }
 
+impl Group {
+    /// What of it is for a kernel.
+    fn on(&self, kernel: &Kernel) -> Self {
+        let cases = self.cases.iter().filter(|(name, _)| kernel.is_for(name));
+        Self {
+            nodes: self.nodes,
+            kernel_args: self.kernel_args,
+            cases: cases.cloned().collect(),
+        }
+    }
+}
+
 /// Runs it, prints the table, fails if a case did.
 pub(crate) fn run(workspace: &Path, args: &VmTestArgs) -> Result<()> {
     let started = Instant::now();
@@ -151,15 +163,16 @@ pub(crate) fn run(workspace: &Path, args: &VmTestArgs) -> Result<()> {
         payload.add_to(&mut archive)?;
         archive.modules(&fetched)?;
         archive.write(&initramfs)?;
-        booted.push((fetched, initramfs));
+        booted.push((kernel, fetched, initramfs));
     }
     let jobs: Vec<Job<'_>> = groups
         .iter()
         .flat_map(|group| {
             booted
                 .iter()
-                .map(move |(kernel, initramfs)| (group, kernel, initramfs))
+                .map(move |(kernel, fetched, initramfs)| (group.on(kernel), fetched, initramfs))
         })
+        .filter(|(group, ..)| !group.cases.is_empty())
         .enumerate()
         .map(|(n, (group, kernel, initramfs))| job(&folder, n, group, kernel, initramfs, args.keep))
         .collect();
@@ -169,7 +182,7 @@ pub(crate) fn run(workspace: &Path, args: &VmTestArgs) -> Result<()> {
     let results = run_all(&jobs)?;
     let releases: Vec<&str> = booted
         .iter()
-        .map(|(kernel, _)| kernel.release.as_str())
+        .map(|(_, kernel, _)| kernel.release.as_str())
         .collect();
     let table = table::Table::new(&releases, &results);
     println!("{}", table.summary());
@@ -186,7 +199,7 @@ pub(crate) fn run(workspace: &Path, args: &VmTestArgs) -> Result<()> {
 fn job<'a>(
     folder: &Path,
     number: usize,
-    group: &'a Group,
+    group: Group,
     kernel: &'a Fetched,
     initramfs: &'a Path,
     keep: bool,
@@ -197,7 +210,7 @@ fn job<'a>(
         initramfs,
         nodes: group.nodes,
         kernel_args: group.kernel_args,
-        cases: group.cases.clone(),
+        cases: group.cases,
         folder: folder.join(format!("job{number}")),
         keep,
         quiet: false,
