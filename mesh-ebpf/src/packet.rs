@@ -32,13 +32,50 @@ const HEADER_FRAGMENT: u8 = 44;
 const HEADER_DESTINATION: u8 = 60;
 
 /// What a frame carries.
-pub(crate) enum Frame {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
     /// Address resolution: not routed anywhere.
     Arp,
     /// Neither that nor IP, and no VLAN tag.
     Other,
     /// An IP packet.
-    Ip(Packet),
+    Ip,
+}
+
+/// A frame. Its packet is there whatever it carries: of an enum that has one only sometimes,
+/// the compiler may move what was never written before the branch that tells, and the verifier
+/// refuses the move.
+pub(crate) struct Frame {
+    pub(crate) kind: Kind,
+    /// All zero unless the frame carries IP.
+    pub(crate) packet: Packet,
+}
+
+impl Frame {
+    #[inline(always)]
+    const fn without_packet(kind: Kind) -> Self {
+        Self {
+            kind,
+            packet: Packet {
+                v6: false,
+                source: Address::UNSPECIFIED,
+                destination: Address::UNSPECIFIED,
+                protocol: 0,
+                fragment: false,
+                headless: false,
+                transport: 0,
+                end: 0,
+            },
+        }
+    }
+
+    #[inline(always)]
+    const fn ip(packet: Packet) -> Self {
+        Self {
+            kind: Kind::Ip,
+            packet,
+        }
+    }
 }
 
 /// An IP packet up to its transport.
@@ -127,12 +164,12 @@ pub(crate) fn parse(ctx: &TcContext) -> Result<Frame, KernelReason> {
         return Err(KernelReason::WallProtocol);
     }
     match u16::from_be(load(ctx, 12)?) {
-        ETHERTYPE_ARP => Ok(Frame::Arp),
-        ETHERTYPE_IPV4 => Ok(Frame::Ip(parse_v4(ctx)?)),
-        ETHERTYPE_IPV6 => Ok(Frame::Ip(parse_v6(ctx)?)),
+        ETHERTYPE_ARP => Ok(Frame::without_packet(Kind::Arp)),
+        ETHERTYPE_IPV4 => Ok(Frame::ip(parse_v4(ctx)?)),
+        ETHERTYPE_IPV6 => Ok(Frame::ip(parse_v6(ctx)?)),
         // The pod's device is no trunk, and the kernel takes a tag of VLAN 0 for none.
         ETHERTYPE_VLAN | ETHERTYPE_PROVIDER_VLAN => Err(KernelReason::WallProtocol),
-        _ => Ok(Frame::Other),
+        _ => Ok(Frame::without_packet(Kind::Other)),
     }
 }
 

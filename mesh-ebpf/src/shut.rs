@@ -6,7 +6,7 @@ use aya_ebpf::programs::TcContext;
 use mesh_common::KernelReason;
 
 use crate::maps::SLOT;
-use crate::packet::{Frame, parse};
+use crate::packet::parse;
 use crate::refusal;
 use crate::wall::Refused;
 
@@ -15,8 +15,8 @@ pub(crate) fn shut(ctx: &TcContext) -> i32 {
     // SAFETY: a static that the loader has set; volatile, as the compiler believes its initial value.
     let slot = unsafe { core::ptr::read_volatile(&raw const SLOT) };
     let refused = match parse(ctx) {
-        Ok(Frame::Ip(packet)) => Refused::of(KernelReason::CutOff, &packet),
-        _ => Refused::unparsed(KernelReason::CutOff),
+        Ok(frame) => Refused::of(KernelReason::CutOff, &frame.packet),
+        Err(_) => Refused::unparsed(KernelReason::CutOff),
     };
     refusal::record(slot, refused.reason, &refused.attempt);
     TC_ACT_SHOT as i32

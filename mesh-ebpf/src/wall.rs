@@ -15,8 +15,8 @@ use crate::address::Address;
 use crate::context::{IPPROTO_TCP, field};
 use crate::maps::WALLS;
 use crate::packet::{
-    Frame, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, Segment, TCP_ACK,
-    TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN, TCP_URG, load, parse,
+    Frame, Kind, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, Segment,
+    TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN, TCP_URG, load, parse,
 };
 use crate::pod::worker_level;
 use crate::refusal::{self, Attempt};
@@ -120,21 +120,19 @@ pub(crate) fn check_cut_off(wall: &WallConfig, frame: &Frame) -> Result<(), Refu
     if wall.flags & WALL_CUT_OFF == 0 {
         return Ok(());
     }
-    Err(match frame {
-        Frame::Ip(packet) => Refused::of(KernelReason::CutOff, packet),
-        Frame::Arp | Frame::Other => Refused::unparsed(KernelReason::CutOff),
-    })
+    Err(Refused::of(KernelReason::CutOff, &frame.packet))
 }
 
 #[inline(always)]
 fn judge(ctx: &TcContext, wall: &WallConfig) -> Result<(), Refused> {
     let frame = parse(ctx).map_err(Refused::unparsed)?;
     check_cut_off(wall, &frame)?;
-    let packet = match frame {
-        Frame::Arp => return source::judge_arp(ctx, wall).map_err(Refused::unparsed),
-        Frame::Other => return Err(Refused::unparsed(KernelReason::WallProtocol)),
-        Frame::Ip(packet) => packet,
-    };
+    match frame.kind {
+        Kind::Arp => return source::judge_arp(ctx, wall).map_err(Refused::unparsed),
+        Kind::Other => return Err(Refused::unparsed(KernelReason::WallProtocol)),
+        Kind::Ip => {}
+    }
+    let packet = frame.packet;
     source::judge(ctx, wall, &packet).map_err(|reason| Refused::of(reason, &packet))?;
     let refused = |reason| Refused::of(reason, &packet);
     match packet.protocol {

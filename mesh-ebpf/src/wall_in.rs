@@ -6,7 +6,7 @@ use aya_ebpf::programs::TcContext;
 use mesh_common::{KernelReason, WallConfig};
 
 use crate::packet::{
-    Frame, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, parse,
+    Kind, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, parse,
 };
 use crate::udp;
 use crate::wall::{self, Refused};
@@ -20,9 +20,9 @@ pub(crate) fn wall_in(ctx: &TcContext) -> i32 {
 fn judge(ctx: &TcContext, wall: &WallConfig) -> Result<(), Refused> {
     let frame = parse(ctx).map_err(Refused::unparsed)?;
     wall::check_cut_off(wall, &frame)?;
-    match frame {
-        Frame::Arp | Frame::Other => Ok(()),
-        Frame::Ip(packet) => judge_packet(ctx, wall, &packet),
+    match frame.kind {
+        Kind::Arp | Kind::Other => Ok(()),
+        Kind::Ip => judge_packet(ctx, wall, &frame.packet),
     }
 }
 

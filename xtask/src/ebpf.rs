@@ -67,6 +67,9 @@ fn compiler(toolchain: &Toolchain, linker_folder: &Path, workspace_root: &Path) 
         format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
         "-Cdebuginfo=2".into(),
         "-Clink-arg=--btf".into(),
+        // The same object wherever it is built.
+        format!("--remap-path-prefix={}=nodemesh", workspace_root.display()),
+        format!("--remap-path-prefix={}=cargo", cargo_home().display()),
     ]
     .join(FLAG_SEPARATOR);
     let mut cargo = match toolchain {
@@ -89,11 +92,19 @@ fn compiler(toolchain: &Toolchain, linker_folder: &Path, workspace_root: &Path) 
         .current_dir(workspace_root)
         .args(["--release", "--package", "mesh-ebpf", "--target", TARGET])
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
+        // Incremental builds are other code: what was tested is what is shipped.
+        .env("CARGO_INCREMENTAL", "0")
         .env("PATH", path_with(linker_folder)?)
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER");
     Ok(cargo)
+}
+
+/// Where cargo keeps the sources of crates.
+fn cargo_home() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo");
+    std::env::var_os("CARGO_HOME").map_or_else(home, PathBuf::from)
 }
 
 fn find_or_install_toolchain() -> Result<Toolchain> {

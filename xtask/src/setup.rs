@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use mesh_lab::programs::{self, Program};
 
-use crate::{ebpf, exec};
+use crate::{ebpf, exec, vm_test};
 
 /// What the demo runs.
 pub(crate) const DEMO: &[Program] = &[
@@ -58,7 +58,7 @@ const CARGO_TOOLS: [(&str, &str); 2] = [
 
 /// Installs everything that any command needs.
 pub(crate) fn run(workspace: &Path) -> Result<()> {
-    let all: Vec<Program> = [DEMO, BENCH, TEST].concat();
+    let all: Vec<Program> = [DEMO, BENCH, TEST, vm_test::PROGRAMS].concat();
     programs::install(&all)?;
     for (tool, _) in CARGO_TOOLS {
         let path = cargo_tool(workspace, tool)?;

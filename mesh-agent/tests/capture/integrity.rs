@@ -184,7 +184,7 @@ fn a_steering_that_can_not_be_put_back_yet_is_told() {
     assert_whole(&lab);
 }
 
-/// For the documentation; 100 pods share a namespace, whose hooks are looked at 100 times.
+/// For the documentation: with one pod.
 #[test]
 #[ignore = "measures"]
 fn the_time_of_a_look() {

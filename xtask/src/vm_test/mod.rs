@@ -25,8 +25,8 @@ use kernels::{Fetched, KERNELS, Kernel};
 use payload::Payload;
 use run::{Done, Job};
 
-/// What machines are made with.
-const PROGRAMS: &[Program] = &[
+/// What machines are made with, and what of this machine runs in them.
+pub(crate) const PROGRAMS: &[Program] = &[
     Program {
         name: "qemu-system-x86_64",
         package: "qemu-system-x86",
@@ -47,7 +47,15 @@ const PROGRAMS: &[Program] = &[
         name: "zstd",
         package: "zstd",
     },
+    Program {
+        name: "xz",
+        package: "xz-utils",
+    },
     programs::IP,
+    programs::CURL,
+    programs::NGINX,
+    programs::NFT,
+    programs::OPENSSL,
 ];
 /// Emulated machines at once, whatever the number of processors.
 const AT_ONCE: usize = 2;
