@@ -21,6 +21,9 @@ use crate::{programs, wait};
 /// Port of its metrics, on the node's loopback.
 pub(super) const METRICS_PORT: u16 = 15020;
 
+/// How long it may take to load its programs, on a machine that does other things too.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
 /// A running `mesh-agent run`.
 #[derive(Debug)]
 pub struct Agent {
@@ -93,7 +96,7 @@ impl Agent {
         self.daemon.start(&host.netns)?;
         let mut status = self.admin(&["status"]);
         self.daemon
-            .wait_until("mesh-agent answering `status`", wait::PATIENCE, || {
+            .wait_until("mesh-agent answering `status`", START_PATIENCE, || {
                 Ok(status.output()?.status.success())
             })
     }
