@@ -24,22 +24,13 @@ impl Suite {
 }
 
 /// All of them.
-pub const SUITES: &[Suite] = &[
-    Suite {
-        name: "capture",
-        package: "mesh-agent",
-        target: "capture",
-        only: &[],
-        timeout_s: 120,
-    },
-    Suite {
-        name: "recovery",
-        package: "mesh-lab",
-        target: "recovery",
-        only: &["versions::"],
-        timeout_s: 300,
-    },
-];
+pub const SUITES: &[Suite] = &[Suite {
+    name: "capture",
+    package: "mesh-agent",
+    target: "capture",
+    only: &[],
+    timeout_s: 120,
+}];
 
 /// A test that does not apply on a kernel prints a line that begins so, then the reason, and
 /// returns.
