@@ -9,18 +9,8 @@ pub struct Suite {
     pub package: &'static str,
     /// The test target.
     pub target: &'static str,
-    /// Only tests whose name begins with one of these; none: all.
-    pub only: &'static [&'static str],
     /// How long one test may take, in seconds.
     pub timeout_s: u64,
-}
-
-impl Suite {
-    /// Whether a test of the binary is part of the suite.
-    #[must_use]
-    pub fn has(&self, test: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|start| test.starts_with(start))
-    }
 }
 
 /// All of them.
@@ -28,7 +18,6 @@ pub const SUITES: &[Suite] = &[Suite {
     name: "capture",
     package: "mesh-agent",
     target: "capture",
-    only: &[],
     timeout_s: 120,
 }];
 

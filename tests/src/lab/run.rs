@@ -40,15 +40,8 @@ impl Lab {
     /// # Errors
     /// If a binary isn't built, or any of them fails; with the end of its log.
     pub fn start_mesh(&mut self) -> Result<()> {
-        let pki = self.make_pki()?;
-        let mut control = self.new_control(&pki)?;
-        control.start(&self.control_host)?;
-        let tokens: Result<Vec<String>> = self
-            .nodes
-            .iter()
-            .map(|host| control.token(host.name()))
-            .collect();
-        self.start_agents(control, pki, &tokens?)
+        let (control, pki, tokens) = self.start_control()?;
+        self.start_agents(control, pki, &tokens)
     }
 
     /// [`Self::start_mesh`] for a lab that is a [part](Plan::part) of one: the first part makes
@@ -62,15 +55,7 @@ impl Lab {
         exchange: impl FnOnce(Option<String>) -> Result<String>,
     ) -> Result<()> {
         if self.plan.part == Some(0) {
-            let pki = self.make_pki()?;
-            let mut control = self.new_control(&pki)?;
-            control.start(&self.control_host)?;
-            let tokens: Result<Vec<String>> = self
-                .nodes
-                .iter()
-                .map(|host| control.token(host.name()))
-                .collect();
-            let tokens = tokens?;
+            let (control, pki, tokens) = self.start_control()?;
             let root = fs::read_to_string(pki.join("root.pem"))?;
             let told = serde_json::json!({ "root": root, "tokens": tokens });
             exchange(Some(told.to_string()))?;
@@ -83,6 +68,16 @@ impl Lab {
         let tokens: Vec<String> = serde_json::from_value(told["tokens"].clone())?;
         let control = self.new_control(&pki)?;
         self.start_agents(control, pki, &tokens)
+    }
+
+    /// Makes a PKI, starts control, and has it make a join token for each node.
+    fn start_control(&self) -> Result<(Control, PathBuf, Vec<String>)> {
+        let pki = self.make_pki()?;
+        let mut control = self.new_control(&pki)?;
+        control.start(&self.control_host)?;
+        let tokens = self.nodes.iter().map(|host| control.token(host.name()));
+        let tokens = tokens.collect::<Result<_>>()?;
+        Ok((control, pki, tokens))
     }
 
     fn make_pki(&self) -> Result<PathBuf> {
