@@ -10,6 +10,7 @@ use mesh_api::worker::{Limits as LimitsMessage, Start};
 use mesh_common::RESERVED_PORTS;
 use mesh_core::identity::{Identity, IdentityError, TrustDomain};
 use mesh_core::reason::Reason;
+use socket2::Socket;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -224,9 +225,13 @@ impl Context {
 
     /// Dials another place from the pod's address.
     pub(crate) async fn dial(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+        socket::connect(self.dialler(to)?, to, self.limits.connect_timeout).await
+    }
+
+    /// A socket to dial another place with, from the pod's address.
+    pub(crate) fn dialler(&self, to: SocketAddr) -> std::io::Result<Socket> {
         let source = self.pod.address_like(to.ip());
-        let source = source.unwrap_or_else(|| socket::unspecified_like(to.ip()));
-        socket::connect(socket::dialler(source)?, to, self.limits.connect_timeout).await
+        socket::dialler(source.unwrap_or_else(|| socket::unspecified_like(to.ip())))
     }
 
     /// Dials the pod's own app for `client`, whose address the app will see.
@@ -244,13 +249,12 @@ impl Context {
         };
         let socket = socket::dialler(socket::loopback_like(to.ip()))
             .map_err(|e| fault("making a socket for", e))?;
+        socket::reset_on_close(&socket);
         self.hooks
             .label_client(socket.as_fd(), client)
             .map_err(|e| fault("labelling the socket for", e))?;
-        let app = socket::connect(socket, to, self.limits.connect_timeout)
+        socket::connect(socket, to, self.limits.connect_timeout)
             .await
-            .map_err(|e| fault("connecting to", e))?;
-        socket::reset_on_close(&app);
-        Ok(app)
+            .map_err(|e| fault("connecting to", e))
     }
 }

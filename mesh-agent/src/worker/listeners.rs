@@ -212,6 +212,12 @@ fn is_v6(kind: FdKind) -> bool {
     )
 }
 
+/// Whether what is accepted is an app's own connection. A tunnel has an end of its own inside
+/// TLS, and closing it must not overtake its last frames.
+fn carries_app_data(kind: FdKind) -> bool {
+    !matches!(kind, FdKind::HboneV4 | FdKind::HboneV6)
+}
+
 fn no_ipv6(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -242,6 +248,10 @@ fn take_over(kind: FdKind, fd: OwnedFd) -> Option<TcpListener> {
         );
         return None;
     }
+    // An older version may have made it.
+    if carries_app_data(kind) {
+        socket::reset_on_close(&socket);
+    }
     TcpListener::from_std(socket.into()).ok()
 }
 
@@ -259,6 +269,9 @@ fn make(kind: FdKind) -> Result<TcpListener, ListenError> {
         }
         socket::bound_receive_buffer(&socket, WAITING_BUFFER)?;
         socket.bind(&address.into())?;
+        if carries_app_data(kind) {
+            socket::reset_on_close(&socket);
+        }
         socket.listen(BACKLOG)?;
         TcpListener::from_std(socket.into())
     };

@@ -30,8 +30,6 @@ pub(crate) async fn serve(
     client: SocketAddr,
 ) {
     context.metrics.add(Count::OutboundConnections, 1);
-    // Also while the way out is being made.
-    socket::reset_on_close(&app);
     let client = socket::canonical(client);
     if let Err(fault) = context.admit() {
         return refuse(&context, app, &fault, client, None);

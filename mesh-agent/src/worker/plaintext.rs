@@ -16,8 +16,6 @@ use super::socket;
 
 /// Serves one connection from accept to its end.
 pub(crate) async fn serve(context: Rc<Context>, stream: TcpStream, peer: SocketAddr) {
-    // Also while the way to the app is being made.
-    socket::reset_on_close(&stream);
     let peer = socket::canonical(peer);
     let to = match context.hooks.inbound_destination(&stream) {
         Ok(to) => to,

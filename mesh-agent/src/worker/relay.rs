@@ -59,7 +59,8 @@ enum Broken {
 }
 
 /// Relays until both directions have ended, or either end has reset the flow; then the other
-/// end is reset as well. Where `cut` ends first, both are reset at once.
+/// end is reset as well. Where `cut` ends first, both are reset at once. `app` is one that
+/// [resets on close](socket::reset_on_close) until both have ended.
 pub(crate) async fn relay(
     app: TcpStream,
     mut receive: RecvStream,
@@ -69,7 +70,6 @@ pub(crate) async fn relay(
     cut: impl Future<Output = ()>,
 ) {
     let metrics = &context.metrics;
-    socket::reset_on_close(&app);
     let send = RefCell::new(send);
     let in_flight = InFlight::new(metrics.clone());
     let mut queue = Queue::new(metrics.clone());

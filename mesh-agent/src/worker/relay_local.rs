@@ -18,7 +18,7 @@ use super::socket;
 const TURN: usize = 16;
 
 /// Relays until both directions have ended; a reset of one end resets the other, and the end
-/// of `cut` resets both.
+/// of `cut` resets both. Both [reset on close](socket::reset_on_close) until then.
 pub(crate) async fn relay_local(
     app: TcpStream,
     other: TcpStream,
@@ -26,8 +26,6 @@ pub(crate) async fn relay_local(
     counts: ByteCounts,
     cut: impl Future<Output = ()>,
 ) {
-    socket::reset_on_close(&app);
-    socket::reset_on_close(&other);
     let ended = tokio::select! {
         biased;
         both = async {

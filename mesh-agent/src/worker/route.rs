@@ -195,9 +195,10 @@ async fn attempt(
 /// Dials a place outside the mesh. That policy names it is the caller's to know.
 pub(crate) async fn plain(context: &Context, to: SocketAddr) -> Result<TcpStream, Fault> {
     let fault = |e| Fault::new(Reason::DestinationConnect, format!("{to}: {e}"));
-    let stream = context.dial(to).await.map_err(fault)?;
-    socket::reset_on_close(&stream);
-    Ok(stream)
+    let socket = context.dialler(to).map_err(fault)?;
+    socket::reset_on_close(&socket);
+    let dialled = socket::connect(socket, to, context.limits.connect_timeout).await;
+    dialled.map_err(fault)
 }
 
 /// Dials the pod's own app.

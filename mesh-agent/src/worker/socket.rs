@@ -132,10 +132,12 @@ pub(crate) fn unspecified_like(ip: IpAddr) -> IpAddr {
 }
 
 /// From now on the connection ends with RST however it is closed, be it that the worker dies:
-/// an app must never take a cut for the end of its data.
-pub(crate) fn reset_on_close(stream: &TcpStream) {
+/// an app must never take a cut for the end of its data. Set on a listener, it holds for what
+/// the listener accepts, from the start: between `accept` and an option set afterwards a worker
+/// can be killed. A dialling socket gets it before it connects, for the same reason.
+pub(crate) fn reset_on_close(socket: &impl AsFd) {
     // Fails only on a connection that is gone already.
-    let _gone = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    let _gone = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
 /// The connection has come to its end both ways: closing it is orderly again.

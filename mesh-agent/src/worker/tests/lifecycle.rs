@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mesh_api::WORKER_PROTOCOL_VERSION;
 use mesh_api::worker::{Certificate, Drain, FdKind, Limits, Replace, Resync, to_worker::Message};
+use mesh_common::{PORT_OUTBOUND, PORT_PLAINTEXT};
 use mesh_core::reason::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -79,6 +80,29 @@ async fn the_next_worker_takes_over_without_the_control_component() {
     second.refused("inbound", Reason::InboundPlaintext, 1).await;
     let heard = second.heard.lock().unwrap();
     assert_eq!((heard.keys, heard.requests), (0, 0));
+}
+
+/// A worker can be killed right after `accept`: as if here, where what was accepted is closed
+/// and nothing else has been done with it.
+#[tokio::test]
+async fn what_a_dying_worker_has_only_just_accepted_is_reset() {
+    let mesh = Mesh::new();
+    let worker = TestPod::start(&mesh, "a").await;
+    let (ip, fds) = (worker.ip, inheritance(&worker));
+    worker.send(Message::Drain(Drain { deadline_ms: 0 }));
+    join(worker).await.unwrap();
+    for (kind, fd) in fds {
+        let port = match FdKind::try_from(kind).unwrap() {
+            FdKind::OutboundV4 => PORT_OUTBOUND,
+            FdKind::PlaintextV4 => PORT_PLAINTEXT,
+            _ => continue,
+        };
+        let listener: std::net::TcpListener = fd.into();
+        let mut app = TcpStream::connect((ip, port)).await.unwrap();
+        listener.set_nonblocking(false).unwrap();
+        drop(listener.accept().unwrap());
+        expect_reset(&mut app).await;
+    }
 }
 
 #[tokio::test]
