@@ -6,8 +6,10 @@
 //! traffic, with its filter, its ids and its namespaces, and not of a model of it.
 
 mod attempts;
+mod spin;
 
 pub use attempts::{Attempt, Call, Control, Surroundings, attempts, second_line};
+pub use spin::Spinning;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

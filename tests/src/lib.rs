@@ -16,10 +16,12 @@
 //! # Ok(()) }
 //! ```
 
+pub mod aggressor;
 pub mod app;
 pub mod call;
 pub mod cgroup;
 pub mod foreign;
+pub mod forger;
 pub mod inject;
 pub mod interrupt;
 pub mod lab;
@@ -27,6 +29,7 @@ pub mod manifest;
 pub mod mesh;
 pub mod netns;
 pub mod node;
+pub mod place;
 pub mod plan;
 pub mod pod;
 pub mod programs;

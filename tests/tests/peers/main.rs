@@ -3,8 +3,6 @@
 //! certificate is refused, with its reason in metrics and log; without a flaw the same peer
 //! is taken, so that nothing else is the reason.
 
-mod forger;
-
 use std::fmt::Display;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -15,8 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use forger::{Flaw, Forger};
 use http::{Method, Request, Response};
+use mesh_lab::forger::{self, Flaw, Forger};
 use mesh_lab::{Lab, Plan, wait};
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::pki_types::ServerName;
@@ -94,7 +92,7 @@ fn a_foreign_client_is_taken_with_a_good_certificate_only() {
     let server = web.command("mesh-lab-app");
     let server = server.args(["serve", &PORT.to_string()]).spawn().unwrap();
     web.wait_listening(PORT).unwrap();
-    let forger = Forger::new(&lab);
+    let forger = Forger::new(&lab).unwrap();
     let call = |config: ClientConfig| {
         let web = IpAddr::from(web.v4());
         let calling = async || match timeout(LIMIT, connect(config, web)).await {
@@ -103,7 +101,7 @@ fn a_foreign_client_is_taken_with_a_good_certificate_only() {
         };
         lab.outside().netns.run(|| block_on(calling()))
     };
-    let of = |flaw: Flaw| Some(forger.credentials("ns/shop/sa/client", &flaw));
+    let of = |flaw: Flaw| Some(forger.credentials("ns/shop/sa/client", &flaw).unwrap());
     let client_auth = ExtendedKeyUsagePurpose::ClientAuth;
     let cases = [
         (None, "peer_no_certificate"),
@@ -121,7 +119,7 @@ fn a_foreign_client_is_taken_with_a_good_certificate_only() {
             "nodemesh_handshake_failures_inbound_total",
         ];
         let before = metrics.map(|name| count(&lab, 1, name, &labels));
-        let answer = call(forger::client(credentials));
+        let answer = call(forger::client(credentials).unwrap());
         let error = answer.expect_err(reason);
         println!("{reason}: {error}");
         for (name, before) in metrics.into_iter().zip(before) {
@@ -137,7 +135,7 @@ fn a_foreign_client_is_taken_with_a_good_certificate_only() {
 
     let (name, labels) = ("nodemesh_unknown_peers_total", ["pod=\"shop/web\""]);
     let before = count(&lab, 1, name, &labels);
-    let answer = call(forger::client(of(Flaw::Genuine)));
+    let answer = call(forger::client(of(Flaw::Genuine)).unwrap());
     let (status, first) = answer.unwrap_or_else(|e| panic!("{e}\n{}", lab.log_tails()));
     assert_eq!(status, 200);
     assert!(first.starts_with(b"accept="), "{first:?}");
@@ -225,7 +223,7 @@ fn a_foreign_server_gets_nothing_unless_it_proves_to_be_the_destination() {
     })
     .unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tails()));
 
-    let forger = Forger::new(&lab);
+    let forger = Forger::new(&lab).unwrap();
     let (vault, other) = ("ns/shop/sa/vault", "ns/shop/sa/web");
     let server_auth = ExtendedKeyUsagePurpose::ServerAuth;
     let cases = [
@@ -237,10 +235,11 @@ fn a_foreign_server_gets_nothing_unless_it_proves_to_be_the_destination() {
         (vault, Flaw::Purpose(server_auth), "peer_key_usage"),
         (vault, Flaw::Genuine, ""),
     ];
-    let configs = cases
-        .iter()
-        .map(|(who, flaw, _)| forger.credentials(who, flaw));
-    let seen = impostor(&lab, configs.map(forger::server).collect());
+    let configs = cases.iter().map(|(who, flaw, _)| {
+        let credentials = forger.credentials(who, flaw).unwrap();
+        forger::server(credentials).unwrap()
+    });
+    let seen = impostor(&lab, configs.collect());
     let secret = b"the app's secret".as_slice();
     let call = || -> std::io::Result<usize> {
         let mut stream = TcpStream::connect((address, PORT))?;

@@ -2,23 +2,28 @@
 //! point is something else than who signed.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
-use mesh_lab::Lab;
+use anyhow::{Context, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType, date_time_ymd,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::{
     ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme, version::TLS13,
 };
 
+use crate::lab::Lab;
+use crate::mesh;
+
 /// What is wrong with a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Flaw {
+pub enum Flaw {
     /// Nothing.
     Genuine,
     /// It has been valid once.
@@ -34,40 +39,78 @@ pub(crate) enum Flaw {
 }
 
 /// A chain and its key.
-pub(crate) struct Credentials {
+#[derive(Debug)]
+pub struct Credentials {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
 
+impl Credentials {
+    /// Writes the certificates, leaf first, as `0.crt` and so on, and `key.der` into a folder.
+    ///
+    /// # Errors
+    /// If they can't be written.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder)?;
+        for (index, certificate) in self.chain.iter().enumerate() {
+            fs::write(folder.join(format!("{index}.crt")), certificate)?;
+        }
+        fs::write(folder.join("key.der"), self.key.secret_der())?;
+        Ok(())
+    }
+
+    /// Reads what [`Self::write`] wrote.
+    ///
+    /// # Errors
+    /// If there is no certificate or no key in the folder.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let files = (0..).map(|index| folder.join(format!("{index}.crt")));
+        let files = files.take_while(|file| file.exists());
+        let chain: std::io::Result<Vec<_>> = files.map(|f| Ok(fs::read(f)?.into())).collect();
+        let chain = chain?;
+        anyhow::ensure!(!chain.is_empty(), "no certificate in {}", folder.display());
+        let key = fs::read(folder.join("key.der"))?;
+        Ok(Self {
+            chain,
+            key: PrivatePkcs8KeyDer::from(key).into(),
+        })
+    }
+}
+
 /// Signs as the mesh does.
-pub(crate) struct Forger {
+#[derive(Debug)]
+pub struct Forger {
     issuer: Issuer<'static, KeyPair>,
     issuer_der: CertificateDer<'static>,
 }
 
 impl Forger {
-    pub(crate) fn new(lab: &Lab) -> Self {
-        let pki = &lab.mesh.as_ref().unwrap().pki;
-        let key = fs::read_to_string(pki.join("ca-key.pem")).unwrap();
-        let chain = fs::read_to_string(pki.join("ca-cert.pem")).unwrap();
-        let key = KeyPair::from_pem(&key).unwrap();
-        use rustls::pki_types::pem::PemObject;
-        let issuer_der = CertificateDer::from_pem_slice(chain.as_bytes()).unwrap();
-        Self {
-            issuer: Issuer::from_ca_cert_der(&issuer_der, key).unwrap(),
+    /// Takes the signer of a lab whose mesh runs.
+    ///
+    /// # Errors
+    /// If the mesh was not started, or its PKI can't be read.
+    pub fn new(lab: &Lab) -> Result<Self> {
+        let pki = &lab.mesh.as_ref().context("the mesh is not running")?.pki;
+        let key = KeyPair::from_pem(&fs::read_to_string(pki.join("ca-key.pem"))?)?;
+        let issuer_der = CertificateDer::from_pem_file(pki.join("ca-cert.pem"))?;
+        Ok(Self {
+            issuer: Issuer::from_ca_cert_der(&issuer_der, key)?,
             issuer_der,
-        }
+        })
     }
 
     /// Credentials for `identity` (`ns/<namespace>/sa/<name>`), with a flaw.
-    pub(crate) fn credentials(&self, identity: &str, flaw: &Flaw) -> Credentials {
+    ///
+    /// # Errors
+    /// If the name makes no SPIFFE ID.
+    pub fn credentials(&self, identity: &str, flaw: &Flaw) -> Result<Credentials> {
         let domain = match flaw {
             Flaw::TrustDomain => "elsewhere.example",
-            _ => mesh_lab::mesh::TRUST_DOMAIN,
+            _ => mesh::TRUST_DOMAIN,
         };
         let uri = format!("spiffe://{domain}/{identity}");
         let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = match flaw {
             Flaw::Expired => date_time_ymd(2021, 1, 1),
@@ -86,34 +129,34 @@ impl Forger {
         if let Flaw::Purpose(lacking) = flaw {
             params.extended_key_usages.retain(|p| p != lacking);
         }
-        let key = KeyPair::generate().unwrap();
+        let key = KeyPair::generate()?;
         let chain = match flaw {
             Flaw::ForeignRoot => {
-                let (issuer, root) = foreign_root();
-                vec![params.signed_by(&key, &issuer).unwrap().der().clone(), root]
+                let (issuer, root) = foreign_root()?;
+                vec![params.signed_by(&key, &issuer)?.der().clone(), root]
             }
             _ => {
-                let leaf = params.signed_by(&key, &self.issuer).unwrap();
+                let leaf = params.signed_by(&key, &self.issuer)?;
                 vec![leaf.der().clone(), self.issuer_der.clone()]
             }
         };
-        Credentials {
+        Ok(Credentials {
             chain,
             key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-        }
+        })
     }
 }
 
-fn foreign_root() -> (Issuer<'static, KeyPair>, CertificateDer<'static>) {
+fn foreign_root() -> Result<(Issuer<'static, KeyPair>, CertificateDer<'static>)> {
     let mut params = CertificateParams::default();
     params
         .distinguished_name
         .push(DnType::CommonName, "somebody else's root");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let key = KeyPair::generate().unwrap();
-    let root = params.self_signed(&key).unwrap();
-    (Issuer::new(params, key), root.der().clone())
+    let key = KeyPair::generate()?;
+    let root = params.self_signed(&key)?;
+    Ok((Issuer::new(params, key), root.der().clone()))
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -121,30 +164,33 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 /// A client that takes any server: it is the server's check that is tried.
-pub(crate) fn client(credentials: Option<Credentials>) -> ClientConfig {
+///
+/// # Errors
+/// If chain and key don't fit.
+pub fn client(credentials: Option<Credentials>) -> Result<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13])
-        .unwrap()
+        .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyServer(provider())));
     let mut config = match credentials {
         None => builder.with_no_client_auth(),
-        Some(own) => builder.with_client_auth_cert(own.chain, own.key).unwrap(),
+        Some(own) => builder.with_client_auth_cert(own.chain, own.key)?,
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
-    config
+    Ok(config)
 }
 
 /// A server that takes any client.
-pub(crate) fn server(credentials: Credentials) -> ServerConfig {
+///
+/// # Errors
+/// If chain and key don't fit.
+pub fn server(credentials: Credentials) -> Result<ServerConfig> {
     let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13])
-        .unwrap()
+        .with_protocol_versions(&[&TLS13])?
         .with_no_client_auth()
-        .with_single_cert(credentials.chain, credentials.key)
-        .unwrap();
+        .with_single_cert(credentials.chain, credentials.key)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-    config
+    Ok(config)
 }
 
 #[derive(Debug)]

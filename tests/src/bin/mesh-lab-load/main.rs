@@ -1,0 +1,92 @@
+//! Loads by which one tenant may hurt another, each bounded in number and time, and the
+//! steady calls of the one that is not to be hurt. Each ends by itself and says in one line of
+//! JSON what it has achieved.
+
+mod app;
+mod http2;
+mod open_loop;
+mod tally;
+mod tls;
+
+use std::io::{self, Error};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tally::Load;
+
+const USAGE: &str = "usage: mesh-lab-load MODE ADDRESS:PORT AT_ONCE SECONDS [MORE...]
+of an app:
+  bulk         read streams of `mesh-lab-app flood`; counts bytes
+  requests     one small request after the other on each connection to `mesh-lab-app serve`
+  churn        connections in a row, closed by this end
+  idle         open this many connections, and keep them
+  unread       the same to `flood`, one byte of each read
+  connects     start this many connections without waiting for any of them
+  lookups      connections in a row, each to another address, from ADDRESS on
+at a tunnel port, by mutual TLS, with MORE the folder of the credentials:
+  handshakes   handshakes in a row
+  trickle      connections that send a byte of their handshake at a time
+  silent       connections that send nothing
+  rapid-reset, continuation, pings, settings, zero-window
+               HTTP/2, with MORE also ADDRESS:PORT of the app: what the name says
+what is measured:
+  open-loop    to `serve`, with MORE requests a second, and from which second to which they count";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match run(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mesh-lab-load {}: {error}", words.join(" "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[&str]) -> io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    let [mode, to, at_once, seconds, more @ ..] = words else {
+        return Err(Error::other(USAGE));
+    };
+    let load = Load {
+        to: parse(to)?,
+        at_once: parse(at_once)?,
+        deadline: Instant::now() + Duration::from_secs_f64(parse(seconds)?),
+    };
+    match (*mode, more) {
+        ("bulk", []) => load.run(app::bulk),
+        ("requests", []) => load.run(app::requests),
+        ("churn", []) => load.run(app::churn),
+        ("idle", []) => load.run(app::idle),
+        ("unread", []) => load.run(app::unread),
+        ("connects", []) => load.run_once(app::connects),
+        ("lookups", []) => load.run(app::lookups),
+        ("silent", []) => load.run(tls::silent),
+        ("trickle", []) => load.run(tls::trickle),
+        ("handshakes", [credentials]) => {
+            let config = tls::config(&PathBuf::from(credentials))?;
+            load.run(|load, tally, _| tls::handshakes(load, tally, &config))
+        }
+        ("open-loop", [rate, from_s, to_s]) => {
+            open_loop::run(&load, parse(rate)?, parse(from_s)?, parse(to_s)?)
+        }
+        (flood, [credentials, app]) => {
+            let flood: http2::Flood = flood.parse()?;
+            let config = tls::config(&PathBuf::from(credentials))?;
+            let app: SocketAddr = parse(app)?;
+            load.run(|load, tally, _| http2::flood(load, tally, &config, flood, app))
+        }
+        _ => Err(Error::other(USAGE)),
+    }
+}
+
+fn parse<T: FromStr>(text: &str) -> io::Result<T> {
+    let bad = |_| Error::other(format!("can't be read: {text:?}"));
+    text.parse().map_err(bad)
+}

@@ -1,0 +1,62 @@
+//! What befalls the aggressor's own worker.
+
+use std::time::Duration;
+
+use mesh_lab::aggressor::Load;
+use mesh_lab::aggressor::fault::Fault;
+use mesh_lab::aggressor::stage::{NOISY, SERVE};
+use mesh_lab::{call, wait};
+
+use crate::{Stage, TIME};
+
+/// For a worker that has died young several times over, too.
+const BACK_IN: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_worker_that_ends_is_replaced_and_nobody_else_notices() {
+    let stage = Stage::new();
+    let (client, server) = (stage.pod(NOISY, "client"), stage.pod(NOISY, "server"));
+    let agent = stage.lab.agent(server.node());
+    for fault in [Fault::Abort, Fault::OutOfMemory] {
+        let old = agent.worker_pid(server).unwrap();
+        stage.beside(TIME, || {
+            let _ended = fault.befall(old).unwrap();
+            agent.wait_new_worker(server, old, BACK_IN).unwrap();
+        });
+        let served = wait::until_true("the aggressor to be served again", BACK_IN, || {
+            Ok(call::tcp(&client.netns, (server.v4(), SERVE).into()).served())
+        });
+        served.unwrap_or_else(|e| panic!("{fault:?}: {e:#}\n{}", stage.lab.log_tails()));
+    }
+}
+
+#[test]
+fn a_worker_that_spins_or_is_stopped_holds_up_its_own_pod_only() {
+    let stage = Stage::new();
+    let server = stage.pod(NOISY, "server");
+    let pid = stage.lab.agent(server.node()).worker_pid(server).unwrap();
+    for fault in [Fault::Spin, Fault::Stop] {
+        let lasting = fault.befall(pid).unwrap();
+        let achieved = stage.load(Load::Churn, 4);
+        assert_eq!(achieved.done, 0, "{fault:?}: its own pod was served");
+        drop(lasting);
+        let achieved = stage.load(Load::Churn, 4);
+        assert!(achieved.done > 0, "{fault:?}: it did not go on");
+    }
+}
+
+/// That a pod's places for them run out, and nobody else's, is shown in
+/// `mesh-agent/tests/capture/quota.rs`.
+#[test]
+fn connections_that_a_stopped_worker_does_not_take_wait_in_their_own_pod() {
+    let stage = Stage::new();
+    let client = stage.pod(NOISY, "client");
+    let pid = stage.lab.agent(client.node()).worker_pid(client).unwrap();
+    let stopped = Fault::Stop.befall(pid).unwrap();
+    // More than wait for `accept`.
+    let achieved = stage.load(Load::BegunConnections, 6_000);
+    assert_eq!(achieved.done, 6_000, "{achieved:?}");
+    drop(stopped);
+    let achieved = stage.load(Load::Churn, 4);
+    assert!(achieved.done > 0, "it did not go on: {achieved:?}");
+}
