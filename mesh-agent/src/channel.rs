@@ -28,6 +28,9 @@ pub const SUPERVISOR_END: RawFd = 4;
 pub const MAX_PACKET: usize = 160 * 1024;
 /// Most descriptors in one packet.
 pub const MAX_FDS: usize = 16;
+/// Most that the kernel lets ride along (`SCM_MAX_FD`). There is room for all of them: those of a
+/// message that is cut short would be open, and nobody would know of them.
+const KERNEL_MAX_FDS: usize = 253;
 
 /// A channel end that sends `S` and receives `R`.
 #[derive(Debug)]
@@ -136,7 +139,9 @@ fn send_packet(socket: RawFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resul
     };
     // An empty packet would look like the end of the stream; protobuf's default message is one.
     let data = [IoSlice::new(&[PACKET_MARK]), IoSlice::new(bytes)];
-    sendmsg::<UnixAddr>(socket, &data, control, MsgFlags::MSG_NOSIGNAL, None)?;
+    // Whoever holds a duplicate of this end, as a worker does, can make it a blocking one.
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    sendmsg::<UnixAddr>(socket, &data, control, flags, None)?;
     Ok(())
 }
 
@@ -145,13 +150,13 @@ const PACKET_MARK: u8 = 0x4e;
 
 fn recv_packet(socket: RawFd) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; MAX_PACKET + 1];
-    let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
+    let mut space = nix::cmsg_space!([RawFd; KERNEL_MAX_FDS]);
     let mut data = [IoSliceMut::new(&mut bytes)];
     let received = recvmsg::<UnixAddr>(
         socket,
         &mut data,
         Some(&mut space),
-        MsgFlags::MSG_CMSG_CLOEXEC,
+        MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT,
     )?;
     let mut fds = Vec::new();
     for control in received.cmsgs()? {
@@ -167,7 +172,8 @@ fn recv_packet(socket: RawFd) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     if len == 0 {
         return Ok(None);
     }
-    if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) || bytes[0] != PACKET_MARK {
+    let whole = !flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+    if !whole || fds.len() > MAX_FDS || bytes[0] != PACKET_MARK {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "truncated or foreign packet",
@@ -204,6 +210,38 @@ mod tests {
         assert_eq!((message, fds.len()), (resync, 2));
         drop(supervisor);
         assert!(worker.recv().await.unwrap().is_none());
+    }
+
+    /// What rides along with a packet that is refused is closed.
+    #[tokio::test]
+    async fn descriptors_beyond_the_limit_are_refused_and_not_kept() {
+        use std::io::Read;
+        let (supervisor, worker) = pair().unwrap();
+        let supervisor = SupervisorChannel::new(supervisor).unwrap();
+        for count in [MAX_FDS + 1, KERNEL_MAX_FDS] {
+            let (mut end, held) = io::pipe().unwrap();
+            send_packet(worker.as_raw_fd(), &[], &vec![held.as_fd(); count]).unwrap();
+            drop(held);
+            let error = supervisor.recv().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+            assert_eq!(end.read(&mut [0]).unwrap(), 0, "no duplicate is left");
+        }
+    }
+
+    /// A worker has a duplicate of the supervisor's end, and with it its flags.
+    #[tokio::test]
+    async fn an_end_that_was_made_blocking_does_not_block() {
+        let (supervisor, _worker) = pair().unwrap();
+        nix::fcntl::fcntl(
+            &supervisor,
+            nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty()),
+        )
+        .unwrap();
+        let would_block = |error: io::Error| assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        would_block(recv_packet(supervisor.as_raw_fd()).unwrap_err());
+        let full =
+            (0..10_000).find_map(|_| send_packet(supervisor.as_raw_fd(), &[0; 1_000], &[]).err());
+        would_block(full.expect("a queue has an end"));
     }
 
     #[tokio::test]

@@ -8,7 +8,10 @@
 mod attempts;
 mod spin;
 
-pub use attempts::{Attempt, Call, Control, Surroundings, attempts, second_line};
+pub use attempts::{
+    Attempt, Call, Control, Surroundings, attempts, behind_the_supervisors_filter, on_a_supervisor,
+    second_line,
+};
 pub use spin::Spinning;
 
 use std::fs::{self, File, OpenOptions};

@@ -97,6 +97,12 @@ impl MeshCgroup {
         let mounts = Mounts::find()?;
         let folder = mounts.unified.join(&name);
         make(&folder)?;
+        // Now: roots of hierarchies are closed to a supervisor that has started.
+        for controller in Controller::ALL {
+            if let (false, Some(mount)) = (mounts.unified_has(controller)?, mounts.v1(controller)) {
+                make(&mount.join(&name))?;
+            }
+        }
         let id = cgroup_id(&folder)?;
         Ok(Self { mounts, name, id })
     }

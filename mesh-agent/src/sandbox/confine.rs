@@ -138,7 +138,7 @@ fn inherited(fd: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-fn require_single_thread() -> Result<(), SandboxError> {
+pub(crate) fn require_single_thread() -> Result<(), SandboxError> {
     let threads = fs::read_dir("/proc/self/task")
         .map_err(|source| SandboxError::Confine {
             step: "counting threads",

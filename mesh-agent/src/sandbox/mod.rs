@@ -13,13 +13,14 @@
 
 mod adopt;
 pub mod cgroup;
-mod confine;
+pub(crate) mod confine;
 mod features;
+pub(crate) mod filter;
 mod image;
 mod limits;
-mod privileges;
+pub(crate) mod privileges;
 mod root;
-mod seccomp;
+pub(crate) mod seccomp;
 mod spawn;
 
 use std::io;

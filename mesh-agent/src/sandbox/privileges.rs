@@ -12,7 +12,7 @@ use super::image::check;
 pub(super) fn drop_all(uid: u32, gid: u32) -> Result<(), SandboxError> {
     let step = |step| move |source| SandboxError::Confine { step, source };
     let nix = |name| move |errno: nix::Error| step(name)(errno.into());
-    drop_bounding_set().map_err(step("dropping the bounding set"))?;
+    drop_bounding_set(0).map_err(step("dropping the bounding set"))?;
     prctl(
         libc::PR_CAP_AMBIENT,
         libc::PR_CAP_AMBIENT_CLEAR_ALL.unsigned_abs().into(),
@@ -23,7 +23,7 @@ pub(super) fn drop_all(uid: u32, gid: u32) -> Result<(), SandboxError> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     setresgid(gid, gid, gid).map_err(nix("taking its gid"))?;
     setresuid(uid, uid, uid).map_err(nix("taking its uid"))?;
-    drop_capabilities().map_err(step("dropping capabilities"))?;
+    set_capabilities([0; 6]).map_err(step("dropping capabilities"))?;
     own_keyring().map_err(step("leaving the supervisor's keyring"))?;
     prctl(libc::PR_SET_DUMPABLE, 0).map_err(step("becoming non-dumpable"))?;
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(step("setting no_new_privs"))
@@ -93,7 +93,7 @@ pub(super) fn landlock() -> Result<(), SandboxError> {
 
 /// No page becomes executable from here on (Linux 6.3). The system call filter refuses
 /// `PROT_EXEC` too; this holds for what the filter can't see.
-pub(super) fn refuse_new_code() -> io::Result<()> {
+pub(crate) fn refuse_new_code() -> io::Result<()> {
     match prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         other => other,
@@ -115,8 +115,39 @@ fn prctl(option: libc::c_int, argument: libc::c_ulong) -> io::Result<()> {
     check(unsafe { libc::prctl(option, argument, zero, zero, zero) }).map(drop)
 }
 
-fn drop_bounding_set() -> io::Result<()> {
+/// Keeps these capabilities (bits, as in `CapEff`), for the calling thread and for what it makes
+/// or becomes; the others are gone for good. No program that is exec'd gets more.
+///
+/// # Errors
+/// `EPERM` where a capability is to be kept that isn't there, or `CAP_SETPCAP` isn't.
+pub(crate) fn keep_only(kept: u64) -> io::Result<()> {
+    drop_bounding_set(kept)?;
+    prctl(
+        libc::PR_CAP_AMBIENT,
+        libc::PR_CAP_AMBIENT_CLEAR_ALL.unsigned_abs().into(),
+    )?;
+    let (low, high) = halves(kept);
+    set_capabilities([low, low, 0, high, high, 0])?;
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1)
+}
+
+/// The capabilities that the calling thread may use.
+pub(crate) fn permitted() -> io::Result<u64> {
+    let sets = capabilities()?;
+    Ok(u64::from(sets[1]) | u64::from(sets[4]) << 32)
+}
+
+fn halves(set: u64) -> (u32, u32) {
+    let low = u32::try_from(set & u64::from(u32::MAX)).expect("the low half");
+    let high = u32::try_from(set >> 32).expect("the high half");
+    (low, high)
+}
+
+fn drop_bounding_set(kept: u64) -> io::Result<()> {
     for capability in 0..64 {
+        if kept & (1 << capability) != 0 {
+            continue;
+        }
         match prctl(libc::PR_CAPBSET_DROP, capability) {
             // Past the last capability that this kernel knows.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && capability > 0 => break,
@@ -133,17 +164,16 @@ struct CapabilityHeader {
     pid: i32,
 }
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-/// Effective, permitted, inheritable; the low half, then the high one.
+/// Effective, permitted, inheritable: the low half of each, then the high one.
 type CapabilitySets = [u32; 6];
 
-fn drop_capabilities() -> io::Result<()> {
+fn set_capabilities(sets: CapabilitySets) -> io::Result<()> {
     let header = CapabilityHeader {
         version: CAPABILITY_VERSION_3,
         pid: 0,
     };
-    let none: CapabilitySets = [0; 6];
     // SAFETY: a header of version 3 and two data structs of three u32 each, both live.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) };
     check(i32::try_from(result).unwrap_or(-1)).map(drop)
 }
 
@@ -153,7 +183,7 @@ fn capabilities() -> io::Result<CapabilitySets> {
         pid: 0,
     };
     let mut sets: CapabilitySets = [u32::MAX; 6];
-    // SAFETY: as in `drop_capabilities`, with data to write to.
+    // SAFETY: as in `set_capabilities`, with data to write to.
     let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) };
     check(i32::try_from(result).unwrap_or(-1))?;
     Ok(sets)

@@ -67,7 +67,8 @@ fn make_tmpfs() -> io::Result<OwnedFd> {
     // SAFETY: a constant string and flags.
     let context =
         descriptor(unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), FSOPEN_CLOEXEC) })?;
-    configure(&context, Some((c"mode", c"0555")))?;
+    // Root's, who makes a device in it yet; it is made read-only after that.
+    configure(&context, Some((c"mode", c"0700")))?;
     configure(&context, Some((c"size", c"4k")))?;
     configure(&context, Some((c"nr_inodes", c"4")))?;
     configure(&context, None)?;

@@ -4,41 +4,30 @@
 //! that a new library version makes in some corner into a pod without network, while a
 //! refused call gives an attacker nothing either.
 
-use std::collections::BTreeMap;
 use std::io;
 
 use libc::c_long;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, apply_filter,
-};
+use seccompiler::SeccompRule;
 
 use mesh_common::{SO_CLIENT_LABEL, SOL_NODEMESH};
 
+use super::filter::{self, Result, Rules, equal, of, one_of, rule, socket_type, without_bits};
+
 /// Installs the filter on the calling thread, which must be the only one.
 pub(super) fn install() -> io::Result<()> {
-    let program = program(std::process::id()).map_err(io::Error::other)?;
-    apply_filter(&program).map_err(io::Error::other)
+    let rules = rules(std::process::id()).map_err(io::Error::other)?;
+    filter::allow_only(rules)
 }
 
-fn program(pid: u32) -> Result<BpfProgram, seccompiler::BackendError> {
-    let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-    let architecture = std::env::consts::ARCH.try_into()?;
-    SeccompFilter::new(rules(pid)?, refused, SeccompAction::Allow, architecture)?.try_into()
-}
-
-type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
-
-fn rules(pid: u32) -> Result<Rules, seccompiler::BackendError> {
-    // An empty list of rules lets a call through whatever its arguments.
-    let mut rules: Rules = ANY_ARGUMENTS.iter().map(|nr| (*nr, Vec::new())).collect();
+fn rules(pid: u32) -> Result<Rules> {
+    let mut rules = filter::whatever_arguments(ANY_ARGUMENTS);
     rules.insert(libc::SYS_socket, sockets()?);
     rules.insert(libc::SYS_socketpair, socket_pairs()?);
     rules.insert(libc::SYS_setsockopt, socket_options()?);
     rules.insert(libc::SYS_getsockopt, one_of(1, &READABLE_LEVELS)?);
     rules.insert(libc::SYS_fcntl, one_of(1, &FILE_COMMANDS)?);
     rules.insert(libc::SYS_ioctl, one_of(1, &DEVICE_COMMANDS)?);
-    let not_executable = rule(&[without_bit(2, libc::PROT_EXEC)?])?;
+    let not_executable = rule(&[without_bits(2, libc::PROT_EXEC)?])?;
     rules.insert(libc::SYS_mmap, vec![not_executable.clone()]);
     rules.insert(libc::SYS_mprotect, vec![not_executable]);
     // fstat() of glibc. With this flag a path could be given too: the root is empty.
@@ -51,7 +40,7 @@ fn rules(pid: u32) -> Result<Rules, seccompiler::BackendError> {
 
 /// What the runtime, the allocator, TLS and the listeners need, and what is harmless with
 /// descriptors that the worker already has.
-const ANY_ARGUMENTS: &[c_long] = &[
+pub(crate) const ANY_ARGUMENTS: &[c_long] = &[
     // Readiness.
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
@@ -118,7 +107,7 @@ const ANY_ARGUMENTS: &[c_long] = &[
 ];
 
 /// TCP and UDP over IPv4 and IPv6, by their own protocol numbers: no MPTCP, no ping sockets.
-fn sockets() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+pub(crate) fn sockets() -> Result<Vec<SeccompRule>> {
     let kinds = [
         (libc::SOCK_STREAM, libc::IPPROTO_TCP),
         (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
@@ -137,7 +126,7 @@ fn sockets() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
 
 /// One connected pair for the runtime's signal handling. A stream: one end of it can't be
 /// connected or sent anywhere else, nor taken for a channel.
-fn socket_pairs() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+fn socket_pairs() -> Result<Vec<SeccompRule>> {
     let conditions = [
         of(0, libc::AF_UNIX)?,
         socket_type(libc::SOCK_STREAM)?,
@@ -173,7 +162,7 @@ const SO_BUF_LOCK: i32 = 72;
 /// `linux/tcp.h`.
 const TCP_NOTSENT_LOWAT: i32 = 25;
 
-fn socket_options() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+fn socket_options() -> Result<Vec<SeccompRule>> {
     let one = |(level, option): &(i32, i32)| rule(&[of(1, *level)?, of(2, *option)?]);
     SOCKET_OPTIONS.iter().map(one).collect()
 }
@@ -185,7 +174,7 @@ const READABLE_LEVELS: [u64; 4] = [
     libc::IPPROTO_TCP.unsigned_abs() as u64,
 ];
 
-const FILE_COMMANDS: [u64; 7] = [
+pub(crate) const FILE_COMMANDS: [u64; 7] = [
     libc::F_DUPFD_CLOEXEC.unsigned_abs() as u64,
     libc::F_GETFD.unsigned_abs() as u64,
     libc::F_SETFD.unsigned_abs() as u64,
@@ -198,35 +187,3 @@ const FILE_COMMANDS: [u64; 7] = [
 const EMPTY_PATH: u64 = libc::AT_EMPTY_PATH.unsigned_abs() as u64;
 
 const DEVICE_COMMANDS: [u64; 3] = [libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX];
-
-/// The type argument of `socket` without its two flags.
-fn socket_type(kind: i32) -> Result<SeccompCondition, seccompiler::BackendError> {
-    let flags = u64::from((libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).unsigned_abs());
-    let mask = SeccompCmpOp::MaskedEq(u64::from(u32::MAX) & !flags);
-    SeccompCondition::new(1, SeccompCmpArgLen::Dword, mask, kind.unsigned_abs().into())
-}
-
-fn without_bit(index: u8, bit: i32) -> Result<SeccompCondition, seccompiler::BackendError> {
-    let mask = SeccompCmpOp::MaskedEq(bit.unsigned_abs().into());
-    SeccompCondition::new(index, SeccompCmpArgLen::Qword, mask, 0)
-}
-
-fn of(index: u8, value: i32) -> Result<SeccompCondition, seccompiler::BackendError> {
-    equal(index, value.unsigned_abs().into())
-}
-
-/// The kernel takes these arguments as 32-bit integers, so the upper half is no way around.
-fn equal(index: u8, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
-    SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
-}
-
-fn rule(conditions: &[SeccompCondition]) -> Result<SeccompRule, seccompiler::BackendError> {
-    SeccompRule::new(conditions.to_vec())
-}
-
-fn one_of(index: u8, values: &[u64]) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
-    values
-        .iter()
-        .map(|value| rule(&[equal(index, *value)?]))
-        .collect()
-}

@@ -10,6 +10,7 @@
 //!   each served by a `session`;
 //! - `watch` and `look` keep an eye on the pod's namespace, `tamper` tells of what they find, and
 //!   `cut_off` is for pods that can't be served (`unserved`);
+//! - `confine` gives up what is of no use once it has started;
 //! - `control` keeps the node's certificate (`join`) and the way to the control component;
 //!   `follow` follows discovery (`xds`) into the one view of it (`discovery`); `csr` has the
 //!   workers' certificates signed; `node_report` tells control how the pods are;
@@ -22,6 +23,7 @@ mod answers;
 mod backoff;
 mod boot;
 mod budget;
+mod confine;
 mod control;
 mod counters;
 mod csr;
@@ -136,6 +138,16 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     let image = WorkerImage::seal()?;
     let records = Records::open(&config.run_dir)
         .with_context(|| format!("opening the pods' records in {}", config.run_dir.display()))?;
+    // A port below 1024 takes a capability that is given up.
+    let metrics_listener = match config.metrics_listen {
+        Some(address) => Some(
+            metrics::bind(address)
+                .await
+                .with_context(|| format!("--metrics-listen {address}"))?,
+        ),
+        None => None,
+    };
+    confine::confine(&config)?;
     let shared = Arc::new(Shared::new(
         config.clone(),
         capture,
@@ -148,10 +160,7 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     let mut integrity = Integrity::new(shared.clone());
     integrity.look();
     tokio::spawn(integrity.keep_looking());
-    if let Some(address) = config.metrics_listen {
-        let listener = metrics::bind(address)
-            .await
-            .with_context(|| format!("--metrics-listen {address}"))?;
+    if let Some(listener) = metrics_listener {
         tokio::spawn(metrics::serve(listener, shared.clone(), handle));
     }
     let (ask, asks) = mpsc::channel(64);

@@ -4,6 +4,9 @@ mod kernel;
 mod paths;
 mod processes;
 mod sockets;
+mod supervisor;
+
+pub use supervisor::{behind_the_supervisors_filter, on_a_supervisor};
 
 use std::path::Path;
 
