@@ -18,6 +18,7 @@
 
 pub mod aggressor;
 pub mod app;
+mod bpf;
 pub mod call;
 pub mod cgroup;
 pub mod foreign;
@@ -30,11 +31,14 @@ pub mod mesh;
 pub mod netns;
 pub mod node;
 pub mod place;
+pub mod pins;
 pub mod plan;
 pub mod pod;
 pub mod programs;
 pub mod removal;
 pub mod servers;
+pub mod soak;
+pub mod traffic;
 pub mod wait;
 pub mod wire;
 

@@ -6,6 +6,7 @@ mod demo;
 mod ebpf;
 mod exec;
 mod setup;
+mod soak;
 mod test;
 mod vm_test;
 
@@ -42,6 +43,8 @@ enum Command {
     VmTest(vm_test::VmTestArgs),
     /// Show the mesh at work on two nodes made of network namespaces (root)
     Demo(demo::DemoArgs),
+    /// Do everything to the mesh, time and again, under load, and see that nothing grows (root)
+    Soak(soak::SoakArgs),
     /// Measure the mesh against plain TCP and a haproxy pair, on the demo's topology (root)
     Bench(bench::BenchArgs),
 }
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(workspace, &args),
         Command::VmTest(args) => vm_test::run(workspace, &args),
         Command::Demo(args) => demo::run(workspace, &args),
+        Command::Soak(args) => soak::run(workspace, &args),
         Command::Bench(args) => bench::run(workspace, &args),
     };
     match done {

@@ -4,7 +4,6 @@
 
 mod instructions;
 mod programs;
-mod syscall;
 
 use std::fs::File;
 use std::io;
@@ -13,11 +12,10 @@ use std::path::Path;
 
 pub use programs::{AttachType, Map, Program};
 
+use crate::bpf::{self, Attributes, bpf, bpf_fd};
 use crate::netns::Netns;
-use syscall::{Attributes, bpf, bpf_fd};
 
 const OBJ_PIN: libc::c_long = 6;
-const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const PROG_QUERY: libc::c_long = 16;
 const LINK_CREATE: libc::c_long = 28;
 
@@ -74,7 +72,7 @@ impl Program {
     /// # Errors
     /// The kernel's.
     pub fn pin(&self, path: &Path) -> io::Result<()> {
-        let path = syscall::path(path)?;
+        let path = bpf::path(path)?;
         let mut attributes = Attributes::of(&[0, 0, self.as_fd().as_raw_fd().cast_unsigned()]);
         attributes.set_pointer(0, path.as_ptr().cast());
         bpf(OBJ_PIN, &mut attributes).map(drop)
@@ -85,12 +83,7 @@ impl Program {
     /// # Errors
     /// The kernel's.
     pub fn id(&self) -> io::Result<u32> {
-        let mut info = [0_u32; 32];
-        let mut attributes = Attributes::of(&[self.as_fd().as_raw_fd().cast_unsigned(), 128]);
-        attributes.set_pointer(2, info.as_mut_ptr().cast());
-        bpf(OBJ_GET_INFO_BY_FD, &mut attributes)?;
-        // SAFETY: in bounds; the kernel has written it behind the compiler's back.
-        Ok(unsafe { info.as_ptr().add(1).read_volatile() })
+        bpf::info(self.as_fd(), 1)
     }
 }
 
@@ -141,7 +134,5 @@ pub fn programs_at(target: Target<'_>, kind: AttachType) -> io::Result<Vec<u32>>
     attributes.set(6, 128);
     bpf(PROG_QUERY, &mut attributes)?;
     let count = usize::try_from(attributes.get(6)).expect("a count");
-    // SAFETY: in bounds; the kernel has written them behind the compiler's back.
-    let id = |i| unsafe { ids.as_ptr().add(i).read_volatile() };
-    Ok((0..count).map(id).collect())
+    Ok(bpf::written(&ids)[..count].to_vec())
 }

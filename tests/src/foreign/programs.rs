@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::instructions::{Code, Helper, R};
-use super::syscall::{Attributes, bpf, bpf_fd};
+use crate::bpf::{Attributes, bpf, bpf_fd};
 
 const MAP_CREATE: libc::c_long = 0;
 const MAP_UPDATE_ELEM: libc::c_long = 2;

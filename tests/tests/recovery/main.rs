@@ -1,10 +1,8 @@
 //! What is killed comes back, and what is not killed does not notice. What is taken out is
 //! gone; what is not as control says is not taken in.
 
-mod kernel;
 mod pods;
 mod supervisors;
-mod traffic;
 mod versions;
 mod workers;
 

@@ -6,9 +6,9 @@ use std::process::{Command, Output};
 
 use mesh_lab::{Enrolment, Lab, Netns, Pod, cgroup, pod, programs, wait};
 
-use crate::kernel::entries;
-use crate::traffic::call;
 use crate::{CLIENT, NEIGHBOUR, WEB, lab, serve, target, worker};
+use mesh_lab::pins::entries;
+use mesh_lab::traffic::call;
 
 const MESH_PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
 

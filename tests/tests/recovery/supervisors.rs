@@ -2,8 +2,8 @@
 
 use mesh_lab::{Lab, wait};
 
-use crate::traffic::Traffic;
 use crate::{CLIENT, DB, NEIGHBOUR, WEB, lab, serve, target, worker};
+use mesh_lab::traffic::Traffic;
 
 const PODS: [&str; 4] = [CLIENT, NEIGHBOUR, WEB, DB];
 
@@ -88,7 +88,7 @@ fn a_supervisor_comes_and_goes_unnoticed() {
     lab.agent(0)
         .wait_new_worker(neighbour, old, wait::PATIENCE)
         .unwrap();
-    let called = neighbour.netns.run(|| crate::traffic::call(to_web));
+    let called = neighbour.netns.run(|| mesh_lab::traffic::call(to_web));
     called.unwrap_or_else(|e| panic!("{e}: {}", lab.log_tails()));
     lab.finish().unwrap();
 }

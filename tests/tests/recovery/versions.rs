@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use mesh_lab::{Lab, Pod, removal, wait};
 
-use crate::traffic::{Traffic, call};
 use crate::{CLIENT, DB, NEIGHBOUR, WEB, lab, serve, target, worker};
+use mesh_lab::traffic::{Traffic, call};
 
 const PODS: [&str; 4] = [CLIENT, NEIGHBOUR, WEB, DB];
 const THIS: &str = "mesh-agent";

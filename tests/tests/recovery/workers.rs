@@ -7,8 +7,8 @@ use mesh_lab::{Lab, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::traffic::{Conversation, Traffic, call};
 use crate::{CLIENT, DB, NEIGHBOUR, WEB, lab, serve, target, worker};
+use mesh_lab::traffic::{Conversation, Traffic, call};
 
 const KILLS: usize = 5;
 /// For the median, on a machine that does other things as well.

@@ -29,10 +29,10 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
-const CLIENT: &str = "shop/client";
-const WEB: &str = "shop/web";
-const OTHER: &str = "shop/other";
-const PORT: u16 = 7000;
+pub(super) const CLIENT: &str = "shop/client";
+pub(super) const WEB: &str = "shop/web";
+pub(super) const OTHER: &str = "shop/other";
+pub(super) const PORT: u16 = 7000;
 /// How long two workers' shares of the CPU are compared.
 const BURN: Duration = Duration::from_secs(4);
 /// Processes of the one that burns more than it is given.

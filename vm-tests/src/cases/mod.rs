@@ -6,6 +6,7 @@ mod doomed;
 mod missing;
 mod nodes;
 mod programs;
+mod upgrade;
 
 use crate::Case;
 
@@ -17,6 +18,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         missing::CASES,
         nodes::CASES,
         programs::CASES,
+        upgrade::CASES,
     ]
     .into_iter()
     .flatten()

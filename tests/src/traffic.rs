@@ -1,4 +1,4 @@
-//! Traffic that goes on while things are killed.
+//! Traffic that goes on while other things happen, to the lab's own server.
 
 use std::io::{self, BufRead, BufReader, Error, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use mesh_lab::{Pod, wait};
 use nix::sched::{CloneFlags, setns};
+
+use crate::{Pod, wait};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -16,17 +17,25 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PACE: Duration = Duration::from_millis(2);
 
 /// A connection to the lab's server, which echoes.
-pub(crate) struct Conversation(BufReader<TcpStream>);
+#[derive(Debug)]
+pub struct Conversation(BufReader<TcpStream>);
 
 impl Conversation {
-    pub(crate) fn open(to: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect(to)?;
+    /// Connects, from the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// As `connect`.
+    pub fn open(to: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&to, wait::scaled(PATIENCE))?;
         stream.set_read_timeout(Some(wait::scaled(PATIENCE)))?;
         Ok(Self(BufReader::new(stream)))
     }
 
     /// Waits for the server's first line, which says who it takes the client for.
-    pub(crate) fn greeted(&mut self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// If the connection fails, or the line is another.
+    pub fn greeted(&mut self) -> io::Result<()> {
         let stream = self.0.get_ref();
         let (own, to) = (stream.local_addr()?, stream.peer_addr()?);
         let expected = format!("accept={own} peer={own} local={to}\n");
@@ -39,12 +48,19 @@ impl Conversation {
     }
 
     /// Both ends' addresses, as the client sees them.
-    pub(crate) fn names(&self) -> io::Result<[SocketAddr; 2]> {
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    pub fn names(&self) -> io::Result<[SocketAddr; 2]> {
         let stream = self.0.get_ref();
         Ok([stream.local_addr()?, stream.peer_addr()?])
     }
 
-    pub(crate) fn say(&mut self, number: u64) -> io::Result<()> {
+    /// Sends a number and has it echoed.
+    ///
+    /// # Errors
+    /// If the connection fails, or something else comes back.
+    pub fn say(&mut self, number: u64) -> io::Result<()> {
         let word = format!("{number}\n");
         self.0.get_mut().write_all(word.as_bytes())?;
         let mut line = String::new();
@@ -57,7 +73,10 @@ impl Conversation {
 }
 
 /// One call: a new connection, used.
-pub(crate) fn call(to: SocketAddr) -> io::Result<()> {
+///
+/// # Errors
+/// As [`Conversation`]'s.
+pub fn call(to: SocketAddr) -> io::Result<()> {
     let mut conversation = Conversation::open(to)?;
     conversation.greeted()?;
     conversation.say(1)
@@ -65,25 +84,30 @@ pub(crate) fn call(to: SocketAddr) -> io::Result<()> {
 
 /// What a background client has seen.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub struct Seen {
     /// Words exchanged, or calls answered.
-    pub(crate) done: u64,
+    pub done: u64,
     /// The longest that one of them took.
-    pub(crate) longest: Duration,
+    pub longest: Duration,
     /// What went wrong.
-    pub(crate) failed: Vec<String>,
+    pub failed: Vec<String>,
 }
 
 /// A client on a thread of its own.
-pub(crate) struct Traffic {
+#[derive(Debug)]
+pub struct Traffic {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
     thread: JoinHandle<Seen>,
 }
 
 impl Traffic {
-    /// One connection from a pod that is used all the time.
-    pub(crate) fn stream(from: &Pod, to: SocketAddr) -> Self {
+    /// One connection from a pod that is used all the time. Returns when it is.
+    ///
+    /// # Panics
+    /// If it isn't in time.
+    #[must_use]
+    pub fn stream(from: &Pod, to: SocketAddr) -> Self {
         let traffic = Self::start(from, move || {
             let mut conversation = None;
             move |number| {
@@ -107,14 +131,23 @@ impl Traffic {
         traffic
     }
 
-    /// One new connection after the other.
-    pub(crate) fn calls(from: &Pod, to: SocketAddr) -> Self {
+    /// One new connection after the other. Returns when there were some.
+    ///
+    /// # Panics
+    /// If there are none in time.
+    #[must_use]
+    pub fn calls(from: &Pod, to: SocketAddr) -> Self {
         let traffic = Self::start(from, move || move |_| call(to));
         traffic.wait(10);
         traffic
     }
 
-    fn start<F: FnMut(u64) -> io::Result<()>>(
+    /// Anything, time and again, from the pod's namespace: `client` is made there and gets the
+    /// number of each time.
+    ///
+    /// # Panics
+    /// If the pod's namespace can't be entered.
+    pub fn start<F: FnMut(u64) -> io::Result<()>>(
         from: &Pod,
         client: impl FnOnce() -> F + Send + 'static,
     ) -> Self {
@@ -146,7 +179,10 @@ impl Traffic {
     }
 
     /// Waits until so many more are done.
-    pub(crate) fn wait(&self, more: u64) {
+    ///
+    /// # Panics
+    /// If they aren't in time.
+    pub fn wait(&self, more: u64) {
         let goal = self.done.load(Ordering::Acquire) + more;
         wait::until_true("traffic to go on", PATIENCE, || {
             Ok(self.done.load(Ordering::Acquire) >= goal)
@@ -154,13 +190,21 @@ impl Traffic {
         .unwrap();
     }
 
-    pub(crate) fn finish(self) -> Seen {
+    /// Ends it.
+    ///
+    /// # Panics
+    /// If it has panicked.
+    #[must_use]
+    pub fn finish(self) -> Seen {
         self.stop.store(true, Ordering::Release);
         self.thread.join().unwrap()
     }
 
     /// Ends it; nothing must have gone wrong.
-    pub(crate) fn finish_unharmed(self, what: &str) -> Seen {
+    ///
+    /// # Panics
+    /// If something has.
+    pub fn finish_unharmed(self, what: &str) -> Seen {
         let seen = self.finish();
         assert!(seen.failed.is_empty(), "{what}: {:?}", seen.failed);
         println!(
