@@ -54,6 +54,10 @@ pub(crate) fn run(workspace: &Path, args: &TestArgs) -> Result<()> {
         step("demo", || {
             exec::run(Command::new(&xtask).args(["demo", "--check", "--no-build"]))
         })?;
+        step("bench isolation", || {
+            let short = ["bench", "isolation", "--short", "--no-build"];
+            exec::run(Command::new(&xtask).args(short))
+        })?;
         step("vm-test", || vm_test::run(workspace, &VmTestArgs::all()))?;
     }
     println!("\nall passed in {} s", started.elapsed().as_secs());

@@ -93,19 +93,19 @@ fn make_root(folder: &Path) -> Result<()> {
 }
 
 /// Certificate and key of one side, in one PEM file.
-fn make_leaf(folder: &Path, name: &str) -> Result<Vec<u8>> {
+pub(super) fn make_leaf(folder: &Path, name: &str) -> Result<Vec<u8>> {
     openssl(
         folder,
         &format!(
             "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {name}.key \
-             -out {name}.csr -subj /CN={name}"
+             -out {name}.csr -subj /CN={name} -addext subjectAltName=DNS:{name}"
         ),
     )?;
     openssl(
         folder,
         &format!(
             "x509 -req -in {name}.csr -CA root.pem -CAkey root.key -CAcreateserial -days 1 \
-             -out {name}.pem"
+             -copy_extensions copy -out {name}.pem"
         ),
     )?;
     let mut both = fs::read(folder.join(format!("{name}.pem")))?;

@@ -2,6 +2,7 @@
 //! that whatever else the machine does falls on all of them.
 
 mod haproxy;
+mod isolation;
 mod measure;
 mod system;
 mod table;
@@ -13,7 +14,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, Subcommand};
 use measure::Measure;
 use mesh_lab::{Lab, Plan, PodSpec, programs, servers};
 use table::Table;
@@ -23,7 +24,10 @@ use crate::{build, setup};
 
 /// How much to measure
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Length of each measurement
     #[arg(long, default_value_t = 4)]
     seconds: u32,
@@ -40,6 +44,13 @@ pub(crate) struct BenchArgs {
     ztunnel: ztunnel::ZtunnelArgs,
 }
 
+/// Benchmarks beside the table
+#[derive(Subcommand)]
+enum Other {
+    /// Measure how much a neighbour can slow a tenant down (root)
+    Isolation(isolation::IsolationArgs),
+}
+
 /// What nginx answers: 64 bytes.
 const BODY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde\\n";
 
@@ -51,6 +62,9 @@ const HTTP_PORT: u16 = 8080;
 const IPERF_PORT: u16 = 5201;
 
 pub(crate) fn run(workspace: &Path, args: &BenchArgs) -> Result<()> {
+    if let Some(Other::Isolation(args)) = &args.other {
+        return isolation::run(workspace, args);
+    }
     let ztunnel = args.ztunnel.find()?;
     programs::install(setup::BENCH)?;
     if !args.no_build {

@@ -1,0 +1,121 @@
+//! A plot: one line an aggressor, one mark a column, p99 as a multiple of that alone.
+
+use std::fmt::Write;
+
+use super::columns::Kind;
+use super::results::Results;
+
+/// The aim: p99 within this multiple of that alone.
+pub(super) const AIM: f64 = 1.25;
+
+const LEFT: f64 = 230.0;
+const WIDTH: f64 = 560.0;
+const ROW: f64 = 26.0;
+const TOP: f64 = 66.0;
+/// The scale's ends: what is beyond is drawn at the end.
+const SCALE: (f64, f64) = (0.5, 1_000.0);
+
+fn colour(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Nothing => "#8a8f98",
+        Kind::Nodemesh => "#1f6feb",
+        Kind::SharedProxy => "#d9480f",
+    }
+}
+
+fn x(ratio: f64) -> f64 {
+    let share = (ratio.clamp(SCALE.0, SCALE.1) / SCALE.0).log10() / (SCALE.1 / SCALE.0).log10();
+    LEFT + share * WIDTH
+}
+
+/// The plot as SVG.
+pub(super) fn svg(results: &Results, load: f64) -> String {
+    let cases: Vec<&str> = results
+        .cases()
+        .into_iter()
+        .filter(|c| *c != "alone")
+        .collect();
+    let bottom = TOP + ROW * cases.len() as f64;
+    let (width, height) = (LEFT + WIDTH + 30.0, bottom + 40.0);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
+         font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+         <text x=\"10\" y=\"20\" font-size=\"15\">Victim's p99 beside each aggressor, as a multiple of \
+         its p99 alone ({load} % load)</text>\n"
+    );
+    for (index, kind) in Kind::ALL.into_iter().enumerate() {
+        let at = 10.0 + 150.0 * index as f64;
+        let _ = writeln!(
+            svg,
+            "<circle cx=\"{}\" cy=\"38\" r=\"5\" fill=\"{}\"/><text x=\"{}\" y=\"42\">{}</text>",
+            at + 5.0,
+            colour(kind),
+            at + 15.0,
+            kind.name()
+        );
+    }
+    let _ = writeln!(
+        svg,
+        "<text x=\"470\" y=\"42\">bar: least to most; ✕: requests failed</text>\n\
+         <rect x=\"{}\" y=\"{TOP}\" width=\"{}\" height=\"{}\" fill=\"#e6f4ea\"/>",
+        LEFT,
+        x(AIM) - LEFT,
+        bottom - TOP
+    );
+    for tick in [0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 1_000.0] {
+        let _ = writeln!(
+            svg,
+            "<line x1=\"{0}\" x2=\"{0}\" y1=\"{TOP}\" y2=\"{bottom}\" stroke=\"#ddd\"/>\
+             <text x=\"{0}\" y=\"{1}\" text-anchor=\"middle\">{tick}×</text>",
+            x(tick),
+            bottom + 18.0
+        );
+    }
+    for (index, case) in cases.iter().enumerate() {
+        let middle = TOP + ROW * (index as f64 + 0.5);
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{case}</text>",
+            LEFT - 8.0,
+            middle + 4.0
+        );
+        for (place, kind) in Kind::ALL.into_iter().enumerate() {
+            let cell = results.cell(case, kind, load);
+            if let Some((cell, ratio)) = cell.and_then(|c| c.p99_ratio().map(|r| (c, r))) {
+                mark(
+                    &mut svg,
+                    kind,
+                    middle + 7.0 * (place as f64 - 1.0),
+                    [ratio.least, ratio.median, ratio.most],
+                    cell.errors(),
+                );
+            }
+        }
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+fn mark(svg: &mut String, kind: Kind, y: f64, [least, median, most]: [f64; 3], errors: u64) {
+    let colour = colour(kind);
+    let _ = writeln!(
+        svg,
+        "<line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{y}\" y2=\"{y}\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+        x(least),
+        x(most)
+    );
+    let at = x(median);
+    let _ = match errors {
+        0 => writeln!(
+            svg,
+            "<circle cx=\"{at:.1}\" cy=\"{y}\" r=\"3.5\" fill=\"{colour}\"/>"
+        ),
+        _ => writeln!(
+            svg,
+            "<text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\" font-size=\"13\" \
+             font-weight=\"bold\" fill=\"{colour}\">✕</text>",
+            y + 4.5
+        ),
+    };
+}
