@@ -3,6 +3,21 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Longest field of a line, in characters. Certificates' subjects and refusals have some hundred.
+const MAX_FIELD: usize = 512;
+
+/// A field as it goes into a line. Nodes word a part of it, and a line of the audit log must be
+/// neither forged nor filled by one.
+fn word(field: &dyn fmt::Display) -> String {
+    let plain = |c: char| if c.is_control() { '?' } else { c };
+    field
+        .to_string()
+        .chars()
+        .take(MAX_FIELD)
+        .map(plain)
+        .collect()
+}
+
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -70,6 +85,7 @@ impl Audit {
     ) {
         let total = self.counts[event as usize].fetch_add(1, Ordering::Relaxed) + 1;
         let code = event.code();
+        let [node, subject, detail] = [word(&node), word(&subject), word(&detail)];
         if event.granted() {
             tracing::info!(target: "audit", event = code, %node, %subject, %detail, total);
         } else {
@@ -81,5 +97,16 @@ impl Audit {
     #[must_use]
     pub fn count(&self, event: Event) -> u64 {
         self.counts[event as usize].load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_stays_in_its_line() {
+        assert_eq!(word(&"no\nWARN audit: \u{1b}[2J"), "no?WARN audit: ?[2J");
+        assert_eq!(word(&"é".repeat(600)).chars().count(), MAX_FIELD);
     }
 }

@@ -5,6 +5,7 @@ mod build;
 mod demo;
 mod ebpf;
 mod exec;
+mod fuzz;
 mod setup;
 mod soak;
 mod test;
@@ -41,6 +42,10 @@ enum Command {
     /// Fetches the kernels, makes machines without a disk, and runs in them what hooks, walls,
     /// nodes and budgets have to do on each. At most two machines at once.
     VmTest(vm_test::VmTestArgs),
+    /// Fuzz every parser of what others worded; minimise and keep the corpora
+    ///
+    /// Needs nothing but a C++ compiler; coverage needs LLVM's tools.
+    Fuzz(fuzz::FuzzArgs),
     /// Show the mesh at work on two nodes made of network namespaces (root)
     Demo(demo::DemoArgs),
     /// Do everything to the mesh, time and again, under load, and see that nothing grows (root)
@@ -59,6 +64,7 @@ fn main() -> ExitCode {
         Command::Build => build::run(workspace),
         Command::Test(args) => test::run(workspace, &args),
         Command::VmTest(args) => vm_test::run(workspace, &args),
+        Command::Fuzz(args) => fuzz::run(workspace, &args),
         Command::Demo(args) => demo::run(workspace, &args),
         Command::Soak(args) => soak::run(workspace, &args),
         Command::Bench(args) => bench::run(workspace, &args),

@@ -47,7 +47,7 @@ impl fmt::Debug for Events {
     }
 }
 
-fn decode(bytes: &[u8]) -> Result<RefusalEvent> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<RefusalEvent> {
     if bytes.len() != size_of::<RefusalEvent>() {
         let what = format!("an entry of {} bytes", bytes.len());
         return Err(failed(io::Error::new(io::ErrorKind::InvalidData, what)));

@@ -46,6 +46,8 @@ use bpf::{AttachType, Target};
 use elements::Elements;
 pub use error::{CaptureError, Result};
 pub use events::Events;
+#[cfg(feature = "fuzzing")]
+pub(crate) use events::decode as decode_event;
 pub use finding::{Deviation, Finding, Remedy};
 pub use measure::{Measured, MeasuredProgram, measure};
 pub use netns::{netns_cookie, socket_netns_cookie};

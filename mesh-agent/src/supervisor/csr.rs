@@ -115,7 +115,7 @@ fn impersonating(identity: &Identity) -> Struct {
     }
 }
 
-fn read_chain(
+pub(super) fn read_chain(
     pems: &[String],
     identity: &Identity,
     roots: &[CertificateDer<'static>],

@@ -115,7 +115,7 @@ pub(super) fn log_tunnel(pod: &PodKey, tunnel: &TunnelOpened) {
     );
 }
 
-fn address(bytes: [u8; 16], port: u16) -> String {
+pub(super) fn address(bytes: [u8; 16], port: u16) -> String {
     if bytes == [0; 16] && port == 0 {
         return "unknown".to_owned();
     }

@@ -32,6 +32,9 @@ mod devices;
 mod discovery;
 mod events;
 mod follow;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod integrity;
 mod join;
 mod kernel_rules;

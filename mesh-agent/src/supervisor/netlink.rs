@@ -94,25 +94,38 @@ fn dump(request: RouteNetlinkMessage, limit: usize) -> io::Result<Vec<RouteNetli
     let mut found = Vec::new();
     loop {
         let (received, _) = socket.recv_from_full()?;
-        let mut rest = received.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-            match message.payload {
-                NetlinkPayload::Done(_) => return Ok(found),
-                NetlinkPayload::Error(e) => return Err(e.to_io()),
-                NetlinkPayload::InnerMessage(inner) => found.push(inner),
-                _ => {}
-            }
-            if found.len() >= limit {
-                return Ok(found);
-            }
-            let len = usize::try_from(message.header.length).unwrap_or(0);
-            // Messages are aligned to 4 bytes.
-            let next = len.next_multiple_of(4).max(16);
-            rest = rest.get(next..).unwrap_or_default();
+        if read_packet(&received, limit, &mut found)? {
+            return Ok(found);
         }
     }
+}
+
+/// Takes in the messages of one packet; true with the last one of the dump, or the last that is
+/// wanted.
+pub(super) fn read_packet(
+    packet: &[u8],
+    limit: usize,
+    found: &mut Vec<RouteNetlinkMessage>,
+) -> io::Result<bool> {
+    let mut rest = packet;
+    while !rest.is_empty() {
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+        match message.payload {
+            NetlinkPayload::Done(_) => return Ok(true),
+            NetlinkPayload::Error(e) => return Err(e.to_io()),
+            NetlinkPayload::InnerMessage(inner) => found.push(inner),
+            _ => {}
+        }
+        if found.len() >= limit {
+            return Ok(true);
+        }
+        let len = usize::try_from(message.header.length).unwrap_or(0);
+        // Messages are aligned to 4 bytes.
+        let next = len.next_multiple_of(4).max(16);
+        rest = rest.get(next..).unwrap_or_default();
+    }
+    Ok(false)
 }
 
 /// Every device, or the first `limit`.
@@ -125,7 +138,7 @@ pub(super) fn links(limit: usize) -> io::Result<Vec<Link>> {
     Ok(links.collect())
 }
 
-fn read_link(message: &LinkMessage) -> Link {
+pub(super) fn read_link(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         name: String::new(),
@@ -163,7 +176,7 @@ pub(super) fn addresses() -> io::Result<Vec<Address>> {
         .collect())
 }
 
-fn read_address(message: &AddressMessage) -> Option<Address> {
+pub(super) fn read_address(message: &AddressMessage) -> Option<Address> {
     let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
         message.attributes.iter().find_map(wanted)
     };
@@ -219,7 +232,7 @@ pub(super) fn subscribe() -> io::Result<OwnedFd> {
     socket.as_fd().try_clone_to_owned()
 }
 
-fn read_route(message: &RouteMessage, v6: bool) -> Route {
+pub(super) fn read_route(message: &RouteMessage, v6: bool) -> Route {
     let mut route = Route {
         destination: None,
         prefix_len: message.header.destination_prefix_length,

@@ -81,7 +81,7 @@ fn write(ports: &BTreeSet<u16>) -> io::Result<()> {
 }
 
 /// `1,5-7` → {1, 5, 6, 7}.
-fn parse(text: &str) -> Option<BTreeSet<u16>> {
+pub(super) fn parse(text: &str) -> Option<BTreeSet<u16>> {
     let mut ports = BTreeSet::new();
     for part in text.split(',').filter(|part| !part.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -91,7 +91,7 @@ fn parse(text: &str) -> Option<BTreeSet<u16>> {
 }
 
 /// {1, 5, 6, 7} → `1,5-7`.
-fn format(ports: &BTreeSet<u16>) -> String {
+pub(super) fn format(ports: &BTreeSet<u16>) -> String {
     let mut ranges: Vec<(u16, u16)> = Vec::new();
     for &port in ports {
         match ranges.last_mut() {
@@ -107,7 +107,7 @@ fn format(ports: &BTreeSet<u16>) -> String {
 }
 
 /// Local ports in state LISTEN (0A) of a `/proc/net/tcp` table.
-fn listening(table: &str) -> impl Iterator<Item = u16> + '_ {
+pub(super) fn listening(table: &str) -> impl Iterator<Item = u16> + '_ {
     table.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_whitespace();
         let local = fields.nth(1)?;

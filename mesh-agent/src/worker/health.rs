@@ -17,7 +17,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use mesh_api::worker::{Health as HealthMessage, to_supervisor::Message};
 use mesh_core::traffic::{HealthCheck, Probe};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
@@ -219,7 +219,7 @@ impl fmt::Display for Name<'_> {
 
 /// Why a probe failed. Holds nothing of what the app said but its status.
 #[derive(Debug, thiserror::Error)]
-enum ProbeError {
+pub(super) enum ProbeError {
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
     #[error("{0}")]
@@ -256,7 +256,11 @@ async fn ask(context: &Context, check: &HealthCheck) -> Result<(), ProbeError> {
     }
 }
 
-async fn get(app: TcpStream, path: &str, host: &str) -> Result<(), ProbeError> {
+/// Asks an app over a connection to it.
+pub(super) async fn get<IO>(app: IO, path: &str, host: &str) -> Result<(), ProbeError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
     let request = Request::get(path)
         .header(header::HOST, host)
         .header(header::USER_AGENT, "nodemesh-health-check")

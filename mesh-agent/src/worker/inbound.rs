@@ -260,7 +260,7 @@ fn answer_refusal(respond: &mut SendResponse<Chunk>, status: StatusCode) {
     let _gone = respond.send_response(response, true);
 }
 
-fn authority(request: &Request<RecvStream>) -> Option<&str> {
+fn authority<B>(request: &Request<B>) -> Option<&str> {
     request.uri().authority().map(http::uri::Authority::as_str)
 }
 
@@ -309,9 +309,9 @@ fn status_of(fault: &Fault) -> StatusCode {
 }
 
 /// Where the caller wants to go, if it may.
-fn target(
+pub(super) fn target<B>(
     context: &Context,
-    request: &Request<RecvStream>,
+    request: &Request<B>,
 ) -> Result<SocketAddr, (StatusCode, Fault)> {
     let bad = |reason, detail: String| (StatusCode::BAD_REQUEST, Fault::new(reason, detail));
     if request.method() != Method::CONNECT {
@@ -340,7 +340,7 @@ fn target(
 
 /// The client as the app shall see it. The address is the tunnel's, which is proven; the port
 /// is what the caller's worker says for that address, or the tunnel's.
-fn client(headers: &HeaderMap, peer: SocketAddr) -> SocketAddr {
+pub(super) fn client(headers: &HeaderMap, peer: SocketAddr) -> SocketAddr {
     let forwarded = headers.get(FORWARDED).and_then(|value| value.to_str().ok());
     let said = forwarded.and_then(forwarded_for).map(socket::canonical);
     match said {

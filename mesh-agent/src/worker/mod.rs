@@ -14,6 +14,9 @@ mod destination;
 mod discovery;
 mod fault;
 mod flow;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod inbound;
 mod key;

@@ -117,7 +117,7 @@ impl PeerSettings {
 const LOOKED_AT: usize = 6 * 32;
 
 /// Follows frame boundaries in a byte stream.
-struct Parser {
+pub(super) struct Parser {
     header: [u8; HEADER],
     header_len: usize,
     payload: Vec<u8>,
@@ -125,7 +125,7 @@ struct Parser {
 }
 
 impl Parser {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             header: [0; HEADER],
             header_len: 0,
@@ -134,7 +134,7 @@ impl Parser {
         }
     }
 
-    fn feed(&mut self, mut bytes: &[u8], settings: &PeerSettings) {
+    pub(super) fn feed(&mut self, mut bytes: &[u8], settings: &PeerSettings) {
         while !bytes.is_empty() {
             if self.header_len < HEADER {
                 let n = bytes.len().min(HEADER - self.header_len);

@@ -89,7 +89,9 @@ impl Admin {
         }
     }
 
-    fn answer(&self, request: &Request) -> Response {
+    /// Answers one request.
+    #[must_use]
+    pub fn answer(&self, request: &Request) -> Response {
         match request {
             Request::Status => Response {
                 status: Some(self.registry.status(Instant::now())),

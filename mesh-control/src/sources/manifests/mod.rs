@@ -89,13 +89,28 @@ fn lines(mistakes: &[Mistake]) -> String {
 /// # Errors
 /// What can't be read, or all mistakes found.
 pub fn load(folder: &Path, trust_domain: &TrustDomain) -> Result<Loaded, ManifestFault> {
-    let mut found = document::Found::default();
+    let mut texts = Vec::new();
     for path in files(folder)? {
         let text = fs::read_to_string(&path).map_err(|error| ManifestFault::Read {
             path: path.clone(),
             error,
         })?;
-        document::read(&path, &text, &mut found);
+        texts.push((path, text));
+    }
+    parse(&texts, trust_domain)
+}
+
+/// Reads files that are in memory already, each with its path.
+///
+/// # Errors
+/// All mistakes found.
+pub fn parse(
+    files: &[(PathBuf, String)],
+    trust_domain: &TrustDomain,
+) -> Result<Loaded, ManifestFault> {
+    let mut found = document::Found::default();
+    for (path, text) in files {
+        document::read(path, text, &mut found);
     }
     check::check(&mut found);
     if !found.mistakes.is_empty() {
