@@ -7,7 +7,7 @@ use mesh_lab::place::Place;
 use mesh_lab::{App, Lab, Plan, PodSpec};
 
 use super::haproxy::{self, Shared};
-use super::{APPS, BACKGROUND, PROXIES};
+use super::{APPS, PROXIES};
 
 /// The tenants without a mesh, the victim first.
 const PLAIN: [&str; 2] = ["plain-victim", "plain-noisy"];
@@ -47,17 +47,19 @@ impl Kind {
 pub(super) struct Stage {
     pub(super) lab: Lab,
     pub(super) shared: Shared,
+    /// Where the aggressor's apps run.
+    pub(super) noisy_place: Place,
     servers: Vec<[App; 2]>,
 }
 
 impl Stage {
     /// Starts the proxies of every column on one processor, and the servers on the other.
-    pub(super) fn start() -> Result<Self> {
+    pub(super) fn start(noisy_place: Place) -> Result<Self> {
         let lab = PROXIES.run(|| Lab::with_mesh(plan()))?;
         let shared = PROXIES.run(|| haproxy::start(&lab))?;
         let mut servers = Vec::new();
         for kind in Kind::ALL {
-            let places: [Place; 2] = [APPS, BACKGROUND];
+            let places = [APPS, noisy_place];
             for (tenant, place) in kind.tenants().into_iter().zip(places) {
                 let server = lab.pod(&format!("{tenant}/server"));
                 servers.push(place.run(|| stage::serve(server))?);
@@ -66,6 +68,7 @@ impl Stage {
         Ok(Self {
             lab,
             shared,
+            noisy_place,
             servers,
         })
     }
@@ -76,6 +79,7 @@ impl Stage {
             lab,
             shared,
             servers,
+            ..
         } = self;
         drop((shared, servers));
         lab.finish()

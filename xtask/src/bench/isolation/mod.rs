@@ -36,10 +36,6 @@ const APPS: Place = Place {
     cpu: 1,
     background: false,
 };
-const BACKGROUND: Place = Place {
-    cpu: 1,
-    background: true,
-};
 
 /// Connections of the victim.
 const CONNECTIONS: usize = 8;
@@ -106,7 +102,7 @@ pub(crate) fn run(workspace: &Path, args: &IsolationArgs) -> Result<()> {
         .into_iter()
         .filter(|case| args.wants(*case))
         .collect();
-    let stage = Stage::start().context("setting up")?;
+    let stage = Stage::start(args.noisy_place()).context("setting up")?;
     let measured = measure(&stage, args, &cases).with_context(|| stage.lab.log_tails())?;
     println!("{}", measured.text());
     let json = workspace.join(&args.json);
@@ -124,6 +120,15 @@ impl IsolationArgs {
 
     fn reps(&self) -> usize {
         if self.short { 1 } else { self.reps }
+    }
+
+    /// Where the aggressor's apps run. The short form is for machines that do other things too,
+    /// where what gives way to all of them might never run.
+    fn noisy_place(&self) -> Place {
+        Place {
+            background: !self.short,
+            ..APPS
+        }
     }
 
     fn times(&self) -> Times {
@@ -202,7 +207,9 @@ fn once(stage: &Stage, kind: Kind, case: Case, rate: f64, times: Times) -> Resul
     };
     let pod = stage.lab.pod(&format!("{victim}/client"));
     let victim = APPS.run(|| Victim::start(pod, &calls))?;
-    let aggression = BACKGROUND.run(|| case.aggress(stage, kind, times.aggression()))?;
+    let aggression = stage
+        .noisy_place
+        .run(|| case.aggress(stage, kind, times.aggression()))?;
     let seen: Measured = victim.finish()?;
     settle(stage, kind)?;
     let goodput = seen.measured as f64 / times.measured.as_secs_f64() / rate;
