@@ -9,6 +9,9 @@ use mesh_lab::aggressor::{Load, churn};
 
 use super::columns::{Kind, Stage};
 
+/// The unit of what lasts from the first to the last.
+pub(super) const THROUGHOUT: &str = "throughout";
+
 /// What the victim has beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Case {
@@ -71,9 +74,7 @@ impl Case {
             // It terminates TLS and carries bytes: there is no HTTP/2 of its own to flood.
             (Self::Load(load, _), Kind::SharedProxy) => !load.is_http2(),
             // A proxy that ended would have to be started again by whoever runs it.
-            (Self::Fault(fault), Kind::SharedProxy) => {
-                matches!(fault, Fault::Stop | Fault::Spin)
-            }
+            (Self::Fault(fault), Kind::SharedProxy) => lasts(fault),
             _ => false,
         }
     }
@@ -109,7 +110,10 @@ impl Case {
                     seconds: done.seconds,
                 })
             }
-            Self::Fault(fault) => told(befall(stage, kind, fault, end)?, "workers"),
+            Self::Fault(fault) => {
+                let unit = if lasts(fault) { THROUGHOUT } else { "workers" };
+                told(befall(stage, kind, fault, end)?, unit)
+            }
             Self::PolicyChurn => told(churn::policies(&stage.lab, NOISY, end)?, "policies written"),
             Self::Certificates => {
                 let pod = stage.lab.pod(&format!("{NOISY}/client"));
@@ -117,6 +121,10 @@ impl Case {
             }
         })
     }
+}
+
+fn lasts(fault: Fault) -> bool {
+    matches!(fault, Fault::Stop | Fault::Spin)
 }
 
 /// Enough of each to be at its limit, or at a processor's.
@@ -142,7 +150,7 @@ fn befall(stage: &Stage, kind: Kind, fault: Fault, end: Instant) -> Result<u64> 
         };
         let lasting = fault.befall(pid)?;
         times += 1;
-        if matches!(fault, Fault::Stop | Fault::Spin) {
+        if lasts(fault) {
             std::thread::sleep(end.saturating_duration_since(Instant::now()));
             drop(lasting);
             break;

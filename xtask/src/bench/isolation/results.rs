@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use mesh_lab::aggressor::Measured;
 use serde_json::{Value, json};
 
-use super::cases::{Aggression, Case};
+use super::cases::{Aggression, Case, THROUGHOUT};
 use super::columns::{Kind, Stage};
 
 /// One run of a case.
@@ -78,7 +78,9 @@ impl Results {
                 "memory_controller": if v1("memory") { "cgroup v1" } else { "cgroup v2" },
                 "reps": reps,
                 "seconds": measured.as_secs_f64(),
-                "haproxy": stage.shared.configurations,
+                "haproxy": stage.shared.configurations.each_ref().map(|text| {
+                    text.replace(&stage.lab.folder().display().to_string(), "/lab")
+                }),
                 "most_requests_per_second": {},
             }),
             rows: Vec::new(),
@@ -248,9 +250,8 @@ impl Cell<'_> {
         }
         let told = by_unit.iter().map(|(unit, [done, refused])| {
             let median = |v: &[f64]| Spread::of(v).map_or(0.0, |s| s.median);
-            // One worker that is stopped, or spins, from the first to the last.
-            if *unit == "workers" && self.rows.iter().all(|row| row["aggression"]["done"] == 1) {
-                return "throughout".to_owned();
+            if *unit == THROUGHOUT {
+                return THROUGHOUT.to_owned();
             }
             let refused = match median(refused) {
                 0.0 => String::new(),
