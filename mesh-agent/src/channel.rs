@@ -20,6 +20,8 @@ use tokio::io::unix::AsyncFd;
 
 use mesh_api::worker::{ToSupervisor, ToWorker};
 
+use crate::handed::Handed;
+
 /// Descriptor number of the worker's end, in the worker.
 pub const WORKER_END: RawFd = 3;
 /// Descriptor number of the duplicate of the supervisor's end, in the worker.
@@ -98,6 +100,16 @@ impl<S: Message, R: Message + Default> Channel<S, R> {
     /// # Errors
     /// `InvalidData` for what is no message; the packet is consumed.
     pub async fn recv(&self) -> io::Result<Option<(R, Vec<OwnedFd>)>> {
+        let received = self.recv_from_anybody().await?;
+        Ok(received.map(|(message, fds)| {
+            let fds = fds.into_iter().map(Handed::into_inner);
+            (message, fds.collect())
+        }))
+    }
+
+    /// As [`Channel::recv`], from somebody who may be seized: whatever becomes of the
+    /// descriptors, nobody waits for it.
+    pub(crate) async fn recv_from_anybody(&self) -> io::Result<Option<(R, Vec<Handed>)>> {
         let packet = self
             .fd
             .async_io(Interest::READABLE, |fd| recv_packet(fd.as_raw_fd()))
@@ -148,7 +160,7 @@ fn send_packet(socket: RawFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resul
 /// First byte of every packet.
 const PACKET_MARK: u8 = 0x4e;
 
-fn recv_packet(socket: RawFd) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+fn recv_packet(socket: RawFd) -> io::Result<Option<(Vec<u8>, Vec<Handed>)>> {
     let mut bytes = vec![0; MAX_PACKET + 1];
     let mut space = nix::cmsg_space!([RawFd; KERNEL_MAX_FDS]);
     let mut data = [IoSliceMut::new(&mut bytes)];
@@ -164,7 +176,7 @@ fn recv_packet(socket: RawFd) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
             // SAFETY: the kernel has just made these descriptors for us; nobody else owns them.
             fds.extend(
                 raw.into_iter()
-                    .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+                    .map(|fd| Handed::from(unsafe { OwnedFd::from_raw_fd(fd) })),
             );
         }
     }

@@ -7,6 +7,7 @@ pub mod capture;
 pub mod channel;
 pub mod check;
 pub mod features;
+mod handed;
 pub mod sandbox;
 pub mod supervisor;
 pub mod worker;

@@ -14,12 +14,13 @@ use nix::sys::stat::fstat;
 
 use super::csr::Svid;
 use crate::capture::socket_netns_cookie;
+use crate::handed::Handed;
 
 /// What a worker leaves to the next.
 #[derive(Debug, Default)]
 pub(super) struct Legacy {
-    listeners: BTreeMap<FdKind, OwnedFd>,
-    key: Option<OwnedFd>,
+    listeners: BTreeMap<FdKind, Handed>,
+    key: Option<Handed>,
     pub(super) svid: Option<Svid>,
 }
 
@@ -31,7 +32,7 @@ impl Legacy {
     pub(super) fn take_listeners(
         &mut self,
         kinds: &[i32],
-        fds: Vec<OwnedFd>,
+        fds: Vec<Handed>,
         netns_cookie: u64,
     ) -> Result<(), String> {
         if kinds.len() != fds.len() {
@@ -59,8 +60,9 @@ impl Legacy {
     }
 
     /// Takes the key. Its contents are none of the supervisor's business.
-    pub(super) fn take_key(&mut self, mut fds: Vec<OwnedFd>) -> Result<(), String> {
+    pub(super) fn take_key(&mut self, mut fds: Vec<Handed>) -> Result<(), String> {
         match (fds.pop(), fds.len()) {
+            (Some(key), 0) if !is_file(&key) => Err("a key that is no memory".to_owned()),
             (Some(key), 0) => {
                 self.key = Some(key);
                 Ok(())
@@ -71,7 +73,7 @@ impl Legacy {
 
     /// The listeners there are: which socket of each kind, by its inode number.
     pub(super) fn sockets(&self) -> BTreeMap<FdKind, u64> {
-        let inode = |fd: &OwnedFd| fstat(fd).map_or(0, |stat| stat.st_ino);
+        let inode = |fd: &Handed| fstat(fd).map_or(0, |stat| stat.st_ino);
         let listeners = self.listeners.iter();
         listeners.map(|(kind, fd)| (*kind, inode(fd))).collect()
     }
@@ -102,7 +104,7 @@ impl Legacy {
         let mut handed = (Vec::new(), Vec::new());
         for (kind, fd) in all {
             handed.0.push(kind as i32);
-            handed.1.push(fd.try_clone()?);
+            handed.1.push(fd.as_fd().try_clone_to_owned()?);
         }
         Ok(handed)
     }
@@ -112,6 +114,11 @@ impl Legacy {
         let svid = self.svid.as_ref().filter(|svid| svid.not_after_s > now_s);
         svid.filter(|_| self.key.is_some())
     }
+}
+
+/// As memory that has a descriptor is.
+fn is_file(fd: &Handed) -> bool {
+    fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFREG)
 }
 
 fn expected(kind: FdKind) -> Option<(AddressFamily, u16)> {
@@ -164,19 +171,24 @@ mod tests {
         (fd, cookie)
     }
 
+    fn file(path: &str) -> Handed {
+        OwnedFd::from(std::fs::File::open(path).unwrap()).into()
+    }
+
     #[test]
     fn only_a_listener_of_the_pod_on_the_right_port_is_taken() {
         let (fd, cookie) = listener(0);
         let kinds = [FdKind::OutboundV4 as i32];
         let mut legacy = Legacy::default();
-        let why = legacy.take_listeners(&kinds, vec![fd], cookie).unwrap_err();
+        let fds = vec![fd.into()];
+        let why = legacy.take_listeners(&kinds, fds, cookie).unwrap_err();
         assert!(why.contains("no listener on port 15001"), "{why}");
         let why = legacy
             .take_listeners(&kinds, Vec::new(), cookie)
             .unwrap_err();
         assert!(why.contains("1 kinds with 0"), "{why}");
-        let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        assert!(legacy.take_listeners(&kinds, vec![file], cookie).is_err());
+        let file = vec![file("/dev/null")];
+        assert!(legacy.take_listeners(&kinds, file, cookie).is_err());
         let dead = nix::sys::socket::socket(
             AddressFamily::Inet,
             nix::sys::socket::SockType::Stream,
@@ -184,7 +196,7 @@ mod tests {
             None,
         );
         legacy
-            .take_listeners(&kinds, vec![dead.unwrap()], cookie)
+            .take_listeners(&kinds, vec![dead.unwrap().into()], cookie)
             .unwrap();
         assert!(!legacy.has_listeners());
         let (fd, _) = listener(0);
@@ -207,8 +219,9 @@ mod tests {
             ..Legacy::default()
         };
         assert_eq!(legacy.valid_svid(50), None);
-        let key = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        legacy.take_key(vec![key]).unwrap();
+        let why = legacy.take_key(vec![file("/dev/null")]).unwrap_err();
+        assert!(why.contains("no memory"), "{why}");
+        legacy.take_key(vec![file("/proc/self/exe")]).unwrap();
         assert!(legacy.valid_svid(50).is_some());
         assert_eq!(legacy.valid_svid(100), None);
         assert_eq!(legacy.hand_over().unwrap().0, [FdKind::PrivateKey as i32]);

@@ -129,6 +129,7 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     let _lock = RunLock::take(&config.run_dir)?;
     join::make_state_dir(&config.state_dir)?;
     let handle = metrics::install().map_err(anyhow::Error::msg)?;
+    confine::require_capabilities()?;
     require_features()?;
     let mesh_cgroup = MeshCgroup::open(&config.instance)?;
     probe_move(&mesh_cgroup)?;

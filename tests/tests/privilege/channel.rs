@@ -1,9 +1,10 @@
 //! A live worker, taken over: what it sends on its channel to the supervisor.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::time::Instant;
 
-use mesh_lab::inject::Tracee;
+use mesh_lab::inject::{DATA, Tracee};
 use mesh_lab::wait;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -148,6 +149,62 @@ fn a_channel_that_is_made_blocking_blocks_nobody() {
     assert_carried(neighbour, lab.pod(WEB));
     drop(seized);
     assert_carried(client, lab.pod(WEB));
+}
+
+/// A TCP socket can be made to linger: whoever closes it last waits until its data is taken.
+#[test]
+fn a_socket_that_lingers_holds_nobody_up() {
+    let (lab, _server) = lab();
+    let (client, web) = (lab.pod(CLIENT), lab.pod(WEB));
+    let agent = lab.agent(client.node());
+    let stopped = worker(&lab, WEB);
+    kill(Pid::from_raw(stopped), Signal::SIGSTOP).unwrap();
+    // Kept or refused as its key; with a message that takes none; and behind a packet that ends
+    // the session, so that it is still in the channel then.
+    let key = packet(PRIVATE_KEY, &[]);
+    let hello = packet(HELLO, &number(1, 1));
+    for (before, with) in [(None, &key), (None, &hello), (Some(&[][..]), &hello)] {
+        let taken = worker(&lab, CLIENT);
+        let mut seized = Tracee::seize(taken).unwrap();
+        let socket = lingering(&mut seized, web.v4());
+        // An error is the worker's end, which is what it has coming.
+        let _ = before.map(|packet| send_message(&mut seized, packet, 1, &[]));
+        let close = [socket.unsigned_abs().into(), 0, 0, 0, 0, 0];
+        let _ = send_message(&mut seized, with, 1, &[socket])
+            .and_then(|_| seized.call(libc::SYS_close, close, &[]))
+            .and_then(|_| send_message(&mut seized, &key, 1, &[0]));
+        drop(seized);
+        let next = agent.wait_new_worker(client, taken, wait::PATIENCE);
+        assert!(next.is_ok(), "{before:?}, {with:?}: {next:?}");
+    }
+    kill(Pid::from_raw(stopped), Signal::SIGCONT).unwrap();
+    assert_carried(client, web);
+}
+
+/// A connection of the worker's to a peer that reads nothing: full, and set to linger.
+fn lingering(worker: &mut Tracee, to: Ipv4Addr) -> i32 {
+    let inet = libc::AF_INET.unsigned_abs().into();
+    let stream = libc::SOCK_STREAM.unsigned_abs().into();
+    let socket = worker.call(libc::SYS_socket, [inet, stream, 0, 0, 0, 0], &[]);
+    let fd = socket.unwrap().unsigned_abs();
+    let mut address = libc::AF_INET.to_ne_bytes()[..2].to_vec();
+    address.extend(15008_u16.to_be_bytes());
+    address.extend(to.octets());
+    address.extend([0; 8]);
+    let args = [fd, DATA, address.len() as u64, 0, 0, 0];
+    assert_eq!(worker.call(libc::SYS_connect, args, &address).unwrap(), 0);
+    let flags = libc::MSG_DONTWAIT.unsigned_abs().into();
+    let data = vec![0; 48 * 1024];
+    let args = [fd, DATA, data.len() as u64, flags, 0, 0];
+    let full = (0..10_000).any(|_| worker.call(libc::SYS_sendto, args, &data).unwrap() < 0);
+    assert!(full, "the peer reads");
+    let level = libc::SOL_SOCKET.unsigned_abs().into();
+    let option = libc::SO_LINGER.unsigned_abs().into();
+    let value = [1_i32, 600].map(i32::to_ne_bytes).concat();
+    let args = [fd, level, option, DATA, value.len() as u64, 0];
+    let set = worker.call(libc::SYS_setsockopt, args, &value);
+    assert_eq!(set.unwrap(), 0);
+    i32::try_from(fd).unwrap()
 }
 
 /// A worker can put its own end in the place where the next supervisor looks for the other.

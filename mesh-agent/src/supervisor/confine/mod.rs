@@ -56,25 +56,32 @@ const KEPT: [Kept; 9] = [
     kept(27, "CAP_MKNOD", "makes a worker's null device"),
 ];
 
-/// Confines the calling thread, which must be the only one, for good.
+/// Refuses the start without a capability that is needed later.
 ///
 /// # Errors
-/// If a capability is missing, or the kernel refuses a step: the message says which.
-pub(super) fn confine(config: &Config) -> anyhow::Result<()> {
-    require_single_thread()?;
-    // The node's key is in this memory.
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("refusing core dumps of the supervisor")?;
+/// Names each that is missing, with what it is for.
+pub(super) fn require_capabilities() -> anyhow::Result<()> {
     let permitted = privileges::permitted().context("reading the supervisor's capabilities")?;
-    let missing: Vec<String> = KEPT
-        .iter()
-        .filter(|kept| permitted & bit(kept) == 0)
+    let missing = KEPT.iter().filter(|kept| permitted & bit(kept) == 0);
+    let missing: Vec<String> = missing
         .map(|kept| format!("{} ({})", kept.name, kept.purpose))
         .collect();
     ensure!(
         missing.is_empty(),
-        "the supervisor lacks {}: start it as root with these capabilities",
+        "the supervisor lacks {}; nothing was attached. Start it as root with these capabilities",
         missing.join(", ")
     );
+    Ok(())
+}
+
+/// Confines the calling thread, which must be the only one, for good.
+///
+/// # Errors
+/// If the kernel refuses a step: the message says which.
+pub(super) fn confine(config: &Config) -> anyhow::Result<()> {
+    require_single_thread()?;
+    // The node's key is in this memory.
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("refusing core dumps of the supervisor")?;
     let all = KEPT.iter().fold(0, |all, kept| all | bit(kept));
     privileges::keep_only(all).context("giving up the supervisor's other capabilities")?;
     privileges::refuse_new_code().context("refusing the supervisor executable memory")?;

@@ -58,14 +58,19 @@ impl Session<'_> {
         })
     }
 
-    /// What a dead worker had sent: its reason, most of all.
+    /// What a dead worker had sent: its reason, most of all. All of it is read, or what rides
+    /// along would be closed with the channel, where closing it may wait.
     fn listen_to_last_words(&mut self) {
         for _ in 0..OUTBOX_LIMIT {
-            let Some(Ok(Some((message, _)))) = self.channel.recv().now_or_never() else {
-                return;
-            };
-            if let Some(FromWorker::StartFailed(failed)) = message.message {
-                self.last_words = Some(failed.why);
+            match self.channel.recv_from_anybody().now_or_never() {
+                None => return,
+                Some(Ok(Some((message, _)))) => {
+                    if let Some(FromWorker::StartFailed(failed)) = message.message {
+                        self.last_words = Some(failed.why);
+                    }
+                }
+                // An empty packet, or one that is none; or nothing more, again and again.
+                Some(_) => {}
             }
         }
     }

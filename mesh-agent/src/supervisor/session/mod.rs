@@ -28,6 +28,7 @@ use super::join::now_s;
 use super::signing::{Signing, next_signing};
 use super::workers::{Command, PodTask};
 use crate::channel::SupervisorChannel;
+use crate::handed::Handed;
 use crate::sandbox::Newborn;
 use changes::Told;
 
@@ -187,12 +188,9 @@ impl<'a> Session<'a> {
                     Some(Command::Metrics(reply)) => { self.scrape(reply); Ok(()) }
                     None => return SessionEnd::Detached,
                 },
-                received = self.channel.recv(), if !backlog && closed_until.is_none() => {
+                received = self.channel.recv_from_anybody(), if !backlog && closed_until.is_none() => {
                     match received {
-                        Ok(Some((message, fds))) => match message.message {
-                            Some(message) => self.hear(message, fds),
-                            None => Ok(()),
-                        },
+                        Ok(Some((message, fds))) => self.hear(message.message, fds),
                         Ok(None) => return self.bury(END_PATIENCE).await,
                         Err(e) => Err(format!("unreadable: {e}")),
                     }
@@ -254,8 +252,18 @@ impl<'a> Session<'a> {
     }
 
     /// Takes one message; what can't be is the fault of a broken or seized worker.
-    fn hear(&mut self, message: FromWorker, fds: Vec<OwnedFd>) -> Result<(), String> {
+    fn hear(&mut self, message: Option<FromWorker>, fds: Vec<Handed>) -> Result<(), String> {
         self.budget.spend(Instant::now());
+        let Some(message) = message else {
+            return Ok(());
+        };
+        let carries = matches!(
+            message,
+            FromWorker::Listeners(_) | FromWorker::PrivateKey(_)
+        );
+        if !carries && !fds.is_empty() {
+            return Err("descriptors with a message that has none".to_owned());
+        }
         match message {
             FromWorker::Hello(hello) if hello.protocol_version != WORKER_PROTOCOL_VERSION => {
                 return Err(format!(
