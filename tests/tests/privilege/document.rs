@@ -14,7 +14,8 @@ const UPDATE: &str = "NODEMESH_UPDATE_DOCS";
 const BEGIN: &str = "<!-- attempts -->\n";
 const END: &str = "<!-- end of attempts -->\n";
 /// Of these files each test has to be named.
-const ALL_OF: [&str; 6] = [
+const ALL_OF: [&str; 7] = [
+    "tests/tests/privilege/capabilities.rs",
     "tests/tests/privilege/channel.rs",
     "tests/tests/privilege/forged.rs",
     "tests/tests/privilege/supervisor.rs",
@@ -135,9 +136,9 @@ fn name(attempt: &Attempt) -> &str {
     &attempt.name
 }
 
-/// The capabilities that the document says a supervisor keeps, as a set of bits.
-pub(crate) fn capabilities() -> u64 {
-    /// Numbers in `linux/capability.h`.
+/// The capabilities that the document says a supervisor keeps, with their numbers.
+pub(crate) fn documented_capabilities() -> Vec<(String, u8)> {
+    /// `linux/capability.h`.
     const NUMBERS: [(&str, u8); 9] = [
         ("CAP_KILL", 5),
         ("CAP_SETGID", 6),
@@ -151,16 +152,12 @@ pub(crate) fn capabilities() -> u64 {
     ];
     let document = document();
     let (_, table) = document.split_once("| capability | kept for |\n").unwrap();
-    let rows = table
-        .lines()
-        .skip(1)
-        .take_while(|line| line.starts_with('|'));
-    let number = |row: &str| {
+    let rows = table.lines().skip(1).take_while(|row| row.starts_with('|'));
+    let numbered = rows.map(|row| {
         let name = row.split('`').nth(1).unwrap();
         let known = NUMBERS.iter().find(|(known, _)| *known == name);
-        known
-            .unwrap_or_else(|| panic!("{name}: add its number here"))
-            .1
-    };
-    rows.fold(0, |set, row| set | 1 << number(row))
+        let known = known.unwrap_or_else(|| panic!("{name}: add its number here"));
+        (name.to_owned(), known.1)
+    });
+    numbered.collect()
 }

@@ -1,7 +1,8 @@
 //! What somebody gets who has taken over a process of the running mesh: a worker, by its system
 //! calls (`worker`) and by its channel to the supervisor (`channel`), or the supervisor itself
-//! (`supervisor`). docs/SECURITY.md says what each of these shows; `document` holds it to that.
+//! (`supervisor`, `capabilities`). docs/SECURITY.md says what each of these shows; `document` holds it to that.
 
+mod capabilities;
 mod channel;
 mod document;
 mod forged;
