@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 /// A descriptor that another process handed over.
 ///
@@ -35,15 +35,19 @@ impl AsFd for Handed {
 impl Drop for Handed {
     fn drop(&mut self) {
         let Some(fd) = self.0.take() else { return };
-        let off = libc::linger {
-            l_onoff: 0,
-            l_linger: 0,
+        let Ok(listens) = getsockopt(&fd, sockopt::AcceptConn) else {
+            return; // No socket.
         };
-        // What is no socket doesn't linger.
-        if setsockopt(&fd, sockopt::Linger, &off).is_ok() {
-            // It may have been set again: then a thread waits. Without threads left, this one.
-            let _ = thread::Builder::new().spawn(move || drop(fd));
+        if !listens {
+            let off = libc::linger {
+                l_onoff: 0,
+                l_linger: 0,
+            };
+            let _ = setsockopt(&fd, sockopt::Linger, &off);
         }
+        // Not a listener's: it closes at once, and what it accepts for those who have duplicates
+        // of it inherits the option. Where there is no thread to be had, this one closes.
+        let _ = thread::Builder::new().spawn(move || drop(fd));
     }
 }
 
@@ -67,6 +71,19 @@ mod tests {
         };
         setsockopt(&stream, sockopt::Linger, &on).unwrap();
         (stream.into(), listener)
+    }
+
+    #[test]
+    fn a_listener_that_others_have_keeps_its_options() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let reset = libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        setsockopt(&listener, sockopt::Linger, &reset).unwrap();
+        drop(Handed::from(OwnedFd::from(listener.try_clone().unwrap())));
+        let kept = getsockopt(&listener, sockopt::Linger).unwrap();
+        assert_eq!((kept.l_onoff, kept.l_linger), (1, 0));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! A live supervisor, one capability less: each that it keeps is needed.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use mesh_lab::inject::{DATA, Tracee};
 use mesh_lab::wait;
@@ -89,9 +90,21 @@ fn a_start_without_a_needed_capability_is_refused_by_its_name() {
         };
         // SAFETY: one system call, which is safe after a fork.
         unsafe { command.pre_exec(lacking) };
-        let ended = host.netns.run(|| command.output()).unwrap();
-        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-        assert_eq!(ended.status.code(), Some(1), "{name}: {said}");
+        let mut child = host.netns.run(|| command.stderr(Stdio::piped()).spawn());
+        let child = child.as_mut().unwrap();
+        let ended = wait::until("its end", wait::PATIENCE, || Ok(child.try_wait()?));
+        let _ = child.kill();
+        let mut said = String::new();
+        child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
+        let code = ended
+            .unwrap_or_else(|error| panic!("{name}: {error}: {said}"))
+            .code();
+        assert_eq!(code, Some(1), "{name}: {said}");
         let refusal = format!("the supervisor lacks {name} (");
         assert!(said.contains(&refusal), "{name}: {said}");
     }
