@@ -31,6 +31,7 @@ use super::xds::XdsState;
 use super::{admin, csr};
 use crate::capture;
 use crate::channel::MAX_PACKET;
+use crate::handed::Handed;
 
 fn identity() -> Identity {
     let domain = "cluster.local".parse().expect("a trust domain");
@@ -68,7 +69,7 @@ pub fn worker_messages<'a>(packets: impl Iterator<Item = &'a [u8]>) {
             }
             FromWorker::PrivateKey(_) => {
                 let fds = vec![descriptor(packet.len()); usize::from(packet.len() % 3 > 0)];
-                assert_eq!(fds.is_empty(), legacy.take_key(owned(fds)).is_err());
+                assert_eq!(fds == [FILE], legacy.take_key(owned(fds)).is_ok());
                 None
             }
             FromWorker::ResolveDestination(question) => {
@@ -121,17 +122,20 @@ thread_local! {
     static DESCRIPTORS: RefCell<Vec<OwnedFd>> = RefCell::new(vec![
         TcpListener::bind("127.0.0.1:0").expect("a listener").into(),
         UdpSocket::bind("127.0.0.1:0").expect("a socket").into(),
-        File::open("/dev/null").expect("a file").into(),
+        File::open("/proc/self/exe").expect("a file").into(),
     ]);
 }
+
+/// Where the file is among them.
+const FILE: usize = 2;
 
 fn descriptor(choice: usize) -> usize {
     choice % 3
 }
 
-fn owned(choices: Vec<usize>) -> Vec<OwnedFd> {
+fn owned(choices: Vec<usize>) -> Vec<Handed> {
     let duplicate = |choice: usize| {
-        DESCRIPTORS.with_borrow(|all| all[choice].try_clone().expect("a duplicate"))
+        DESCRIPTORS.with_borrow(|all| Handed::from(all[choice].try_clone().expect("a duplicate")))
     };
     choices.into_iter().map(duplicate).collect()
 }
