@@ -274,6 +274,16 @@ fn describe(pod: &PodReport) -> String {
         (PodState::Leaving, _) => "leaving".to_owned(),
     };
     let mut line = format!("{namespace}/{name}: {state}");
+    if pod.worker_pid.is_some() {
+        let (cpu_s, memory_mib) = (pod.cpu_us / 1_000_000, pod.memory_bytes >> 20);
+        let by = pod.budget.join(", ");
+        line.push_str(&format!(
+            ", used {cpu_s} s of CPU and has {memory_mib} MiB, budget: {by}"
+        ));
+    }
+    for lack in &pod.budget_unenforced {
+        line.push_str(&format!("; not in force: {lack}"));
+    }
     if !pod.reason.is_empty() {
         line.push_str(&format!(": {}", pod.reason));
     }

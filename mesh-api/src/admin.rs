@@ -206,6 +206,18 @@ pub struct PodReport {
     pub certificate_not_after_s: Option<i64>,
     /// Version of the state of the mesh whose policy its worker has in force.
     pub policy_version: String,
+    /// CPU time that its workers have used, in microseconds.
+    #[serde(default)]
+    pub worker_cpu_us: u64,
+    /// Memory that its worker has in use, in bytes, kernel memory included.
+    #[serde(default)]
+    pub worker_memory_bytes: u64,
+    /// By what its worker's budget is in force, such as `cpu by cgroup v2`.
+    #[serde(default)]
+    pub budget: Vec<String>,
+    /// What of the budget is not in force, and why.
+    #[serde(default)]
+    pub budget_unenforced: Vec<String>,
     /// An active health check fails.
     pub unhealthy: bool,
     /// Which and how.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use mesh_api::convert::{Entry, workload_from_wire, workload_to_wire};
 use mesh_api::workload as wire;
+use mesh_core::budget::Fields;
 use mesh_core::identity::{Identity, TrustDomain};
 use mesh_core::model::{Enrolment, Service, Workload};
 use proptest::prelude::*;
@@ -160,9 +161,10 @@ fn workload() -> impl Strategy<Value = Workload> {
             prop::collection::btree_map(1u16.., 1u16.., 0..4),
             0..4,
         ),
+        prop::collection::vec(prop::option::of(0u32..2000), 11),
     )
         .prop_map(
-            |((node, namespace, account, domain), addresses, enrolment, services)| {
+            |((node, namespace, account, domain), addresses, enrolment, services, budget)| {
                 let identity = Identity::new(domain.parse().unwrap(), &namespace, &account);
                 let uid = format!("Kubernetes//v1/Pod/{namespace}/{node}");
                 Workload {
@@ -170,10 +172,47 @@ fn workload() -> impl Strategy<Value = Workload> {
                     addresses,
                     enrolment,
                     services,
+                    budget: fields(&budget).in_range(),
                     ..Workload::new(uid, node, identity.unwrap())
                 }
             },
         )
+}
+
+/// A budget that says this, in the order of its fields.
+fn fields(said: &[Option<u32>]) -> Fields {
+    Fields {
+        cpu_weight: said[0],
+        cpu_max_millicores: said[1],
+        memory_max_mib: said[2],
+        connections: said[3],
+        connections_per_second: said[4],
+        handshakes: said[5],
+        handshakes_per_second: said[6],
+        tunnels: said[7],
+        streams: said[8],
+        streams_per_tunnel: said[9],
+        buffered_mib: said[10],
+    }
+}
+
+#[test]
+fn a_budget_out_of_range_comes_to_the_nearest() {
+    let mut entry = good();
+    entry.budget = Some(mesh_api::policy::Budget {
+        cpu_weight: Some(u32::MAX),
+        cpu_max_millicores: Some(0),
+        memory_max_mib: Some(1),
+        ..Default::default()
+    });
+    let budget = workload_from_wire(&entry, &own()).unwrap().budget;
+    let said = [
+        budget.cpu_weight,
+        budget.cpu_max_millicores,
+        budget.memory_max_mib,
+    ];
+    assert_eq!(said, [Some(10_000), Some(0), Some(64)]);
+    assert_eq!(budget.connections, None);
 }
 
 proptest! {

@@ -50,6 +50,8 @@ fn text(status: &Status, now_s: i64) -> String {
             "PID",
             "VERSION",
             "RESTARTS",
+            "CPU",
+            "MEMORY",
             "CERTIFICATE",
             "POLICY",
             "HEALTH",
@@ -82,7 +84,7 @@ fn shown_node(node: &NodeStatus) -> String {
     format!("{name}: mesh-agent {}, {seen}, {state}", report.version)
 }
 
-fn row(pod: &PodStatus, now_s: i64) -> [String; 9] {
+fn row(pod: &PodStatus, now_s: i64) -> [String; 11] {
     let name = format!("{}/{}", pod.namespace, pod.name);
     let level = pod.enrolment.clone();
     let none = || "-".to_owned();
@@ -92,6 +94,8 @@ fn row(pod: &PodStatus, now_s: i64) -> [String; 9] {
             name,
             level,
             state,
+            none(),
+            none(),
             none(),
             none(),
             none(),
@@ -115,6 +119,8 @@ fn row(pod: &PodStatus, now_s: i64) -> [String; 9] {
         report.worker_pid.map_or_else(none, |pid| pid.to_string()),
         or_none(&report.worker_version),
         report.worker_restarts.to_string(),
+        format!("{} s", report.worker_cpu_us / 1_000_000),
+        format!("{} MiB", report.worker_memory_bytes >> 20),
         report
             .certificate_not_after_s
             .map_or_else(none, |end_s| lasting(end_s - now_s)),

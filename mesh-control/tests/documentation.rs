@@ -3,6 +3,7 @@
 use std::fs;
 
 use mesh_control::sources::manifests::load;
+use mesh_core::budget::FIELDS;
 
 /// What the examples speak of.
 const BASE: &str = r#"
@@ -45,7 +46,20 @@ fn the_examples_of_the_policy_document_are_sound() {
     let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(loaded.warnings, []);
     let mesh = loaded.mesh;
-    assert_eq!(examples, 5);
+    assert_eq!(examples, 6);
+    let cart = mesh.workload("Kubernetes//v1/Pod/shop/cart-1").unwrap();
+    assert_eq!(cart.budget.memory_max_mib, Some(256));
+    for field in FIELDS {
+        let default = match field.default {
+            0 => "none".to_owned(),
+            default => default.to_string(),
+        };
+        let row = format!(
+            "| `{}` | {default} | {} to {} |",
+            field.name, field.low, field.high
+        );
+        assert!(document.contains(&row), "no row {row}");
+    }
     assert_eq!(mesh.authorizations().count(), 6);
     assert_eq!(mesh.authentications().count(), 1);
     let web = mesh.service("shop/web.shop.svc.cluster.local").unwrap();

@@ -4,12 +4,14 @@
 
 pub mod attestation;
 pub mod balance;
+pub mod budget;
 pub mod certificate;
 pub mod explain;
 pub mod identity;
 pub mod model;
 pub mod outlier;
 pub mod policy;
+pub mod rate;
 pub mod reason;
 pub mod sharing;
 pub mod traffic;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use crate::budget;
 use crate::identity::Identity;
 use crate::policy::{AuthenticationPolicy, AuthorizationPolicy, Labels, MESH_NAMESPACE, PolicyKey};
 use crate::traffic::Traffic;
@@ -71,6 +72,8 @@ pub struct Workload {
     /// Its ports for each service that selects it: service port → target port. A pod that is
     /// being deleted has none: it gets no new connections through services.
     pub services: BTreeMap<ServiceKey, BTreeMap<u16, u16>>,
+    /// What is said of what its worker may use.
+    pub budget: budget::Fields,
 }
 
 impl Workload {
@@ -88,6 +91,7 @@ impl Workload {
             health: Health::Healthy,
             locality: Locality::default(),
             services: BTreeMap::new(),
+            budget: budget::Fields::default(),
         }
     }
 

@@ -10,6 +10,7 @@ mod features;
 mod host;
 mod mounts;
 mod oom;
+mod usage;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 pub(super) use features::features;
 pub use host::{enter_host_namespace, probe_move};
 use mounts::{Controller, Mounts};
+pub use usage::Usage;
 
 /// What went wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +65,8 @@ pub enum CgroupError {
 pub struct Budget {
     /// Share of the CPU under contention, as in `cpu.weight`: 1 to 10,000.
     pub cpu_weight: u32,
+    /// Most CPU, in thousandths of one.
+    pub cpu_max_millicores: u32,
     /// Memory, kernel memory and socket buffers included, in bytes.
     pub memory_max_bytes: u64,
     /// Processes and threads.
@@ -84,6 +88,7 @@ pub struct PodCgroup {
     folders: Vec<PathBuf>,
     relative: String,
     id: u64,
+    enforced: Vec<String>,
     unenforced: Vec<String>,
 }
 
@@ -146,8 +151,9 @@ impl MeshCgroup {
         read().map_err(call(&folder, "list"))
     }
 
-    /// Opens a pod's cgroup, or makes it, and sets its budget. What the machine can't
-    /// enforce is in [`PodCgroup::unenforced`], to be reported.
+    /// Opens a pod's cgroup, or makes it, and sets its budget, in place of the one that it has.
+    /// What is in force is in [`PodCgroup::enforced`], what the machine can't enforce in
+    /// [`PodCgroup::unenforced`], to be reported.
     ///
     /// # Errors
     /// [`CgroupError`].
@@ -182,6 +188,7 @@ impl MeshCgroup {
             folders,
             relative: format!("/{}/{child}", self.name),
             id,
+            enforced: Vec::new(),
             unenforced: Vec::new(),
         })
     }
@@ -214,9 +221,23 @@ impl MeshCgroup {
             pod.unenforced.push(what);
             return Ok(());
         };
-        let (file, value) = controller.setting(budget, unified);
-        let file = folder.join(file);
-        write(&file, &value).map_err(call(&file, "set a budget"))
+        for (file, value) in controller.settings(budget, unified) {
+            let file = folder.join(file);
+            match file.exists() {
+                true if value.lowers_below_use(&folder) => pod.unenforced.push(format!(
+                    "{name} budget: more is in use than {value}, so what was before stays for now"
+                )),
+                true => write(&file, &value.to_string()).map_err(call(&file, "set a budget"))?,
+                false if value.is_none() => {}
+                false => pod.unenforced.push(format!(
+                    "{name} budget: this kernel has no {}",
+                    file.display()
+                )),
+            }
+        }
+        let version = if unified { 2 } else { 1 };
+        pod.enforced.push(format!("{name} by cgroup v{version}"));
+        Ok(())
     }
 
     /// Lets the pods' cgroups have a controller.
@@ -256,6 +277,13 @@ impl PodCgroup {
     #[must_use]
     pub fn path(&self) -> &str {
         &self.relative
+    }
+
+    /// By which version of the hierarchy each part of the budget is in force, such as
+    /// `cpu by cgroup v2`.
+    #[must_use]
+    pub fn enforced(&self) -> &[String] {
+        &self.enforced
     }
 
     /// What of the budget the machine can't enforce, one line each.

@@ -64,6 +64,7 @@ pub(crate) const ANY_ARGUMENTS: &[c_long] = &[
     libc::SYS_shutdown,
     // Bytes.
     libc::SYS_read,
+    libc::SYS_pread64,
     libc::SYS_readv,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,

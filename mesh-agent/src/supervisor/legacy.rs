@@ -130,7 +130,7 @@ fn expected(kind: FdKind) -> Option<(AddressFamily, u16)> {
         FdKind::PlaintextV6 => (Inet6, PORT_PLAINTEXT),
         FdKind::HboneV4 => (Inet, PORT_HBONE),
         FdKind::HboneV6 => (Inet6, PORT_HBONE),
-        FdKind::PrivateKey | FdKind::Unspecified => return None,
+        FdKind::PrivateKey | FdKind::MemoryUsed | FdKind::Unspecified => return None,
     })
 }
 

@@ -2,7 +2,7 @@
 //! recorder; those of pods are gathered when asked for, so that they end with their pod.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -170,6 +170,7 @@ async fn pods_text(shared: &Shared) -> String {
     let mut waiting = Vec::new();
     for (key, pod) in pods {
         let report = pod.report.borrow().clone();
+        let report = report.with_usage(&shared.mesh_cgroup);
         let enrolled = u64::from(report.state == PodState::Enrolled);
         add(&mut families, "nodemesh_pod_enrolled", &key, None, enrolled);
         let cut_off = u64::from(report.state == PodState::CutOff);
@@ -178,6 +179,16 @@ async fn pods_text(shared: &Shared) -> String {
         add(&mut families, restarts, &key, None, report.restarts);
         let oom_kills = "nodemesh_worker_oom_kills_total";
         add(&mut families, oom_kills, &key, None, report.oom_kills);
+        let cpu = Seconds(report.cpu_us);
+        add(
+            &mut families,
+            "nodemesh_worker_cpu_seconds_total",
+            &key,
+            None,
+            cpu,
+        );
+        let memory = "nodemesh_worker_memory_bytes";
+        add(&mut families, memory, &key, None, report.memory_bytes);
         let unhealthy = u64::from(report.unhealthy);
         add(
             &mut families,
@@ -236,7 +247,22 @@ fn label_key(name: &str) -> &'static str {
     }
 }
 
-fn add(families: &mut Families, name: &str, pod: &PodKey, label: Option<(&str, &str)>, value: u64) {
+/// Microseconds, shown as seconds.
+struct Seconds(u64);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:06}", self.0 / 1_000_000, self.0 % 1_000_000)
+    }
+}
+
+fn add(
+    families: &mut Families,
+    name: &str,
+    pod: &PodKey,
+    label: Option<(&str, &str)>,
+    value: impl fmt::Display,
+) {
     let label = label
         .map(|(key, text)| format!(",{key}=\"{text}\""))
         .unwrap_or_default();

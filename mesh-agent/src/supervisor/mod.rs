@@ -19,6 +19,7 @@
 //!   they can decide (`kernel_rules`).
 
 mod adopt;
+mod allotment;
 mod answers;
 mod backoff;
 mod boot;

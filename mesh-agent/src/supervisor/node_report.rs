@@ -13,6 +13,7 @@ use super::control::{Control, FIRST_RETRY};
 use super::join::explain;
 use super::report::PodReport;
 use super::shared::Shared;
+use crate::sandbox::cgroup::MeshCgroup;
 
 /// How long changes are gathered before they are told.
 const GATHER: Duration = Duration::from_millis(100);
@@ -27,7 +28,12 @@ const LONGEST_RETRY: Duration = Duration::from_secs(2);
 pub(super) async fn keep_reporting(shared: Arc<Shared>) {
     let changes = shared.discovery.changes();
     let compose = || compose(&shared);
-    let send = |report| send(shared.control.clone(), report);
+    let send = |report| {
+        send(
+            shared.control.clone(),
+            with_usage(report, &shared.mesh_cgroup),
+        )
+    };
     pace(&shared.news, changes, compose, send).await;
 }
 
@@ -76,6 +82,16 @@ async fn pace<S: Future<Output = Result<(), String>>>(
     }
 }
 
+fn with_usage(mut report: wire::NodeReport, mesh: &MeshCgroup) -> wire::NodeReport {
+    for pod in &mut report.pods {
+        let usage = mesh.usage(&format!("{}_{}", pod.namespace, pod.name));
+        let usage = usage.unwrap_or_default();
+        pod.worker_cpu_us = usage.cpu_us;
+        pod.worker_memory_bytes = usage.memory_bytes;
+    }
+    report
+}
+
 async fn send(control: Arc<Control>, report: wire::NodeReport) -> Result<(), String> {
     let mut client = NodeServiceClient::new(control.channel().await);
     match timeout(PATIENCE, client.report(report)).await {
@@ -111,6 +127,11 @@ fn of_pod(report: &PodReport) -> wire::PodReport {
         worker_restarts: report.restarts,
         certificate_not_after_s: report.certificate_not_after_s.unwrap_or(0),
         policy_version: report.policy_version.clone(),
+        budget: report.budget.clone(),
+        budget_unenforced: report.budget_unenforced.clone(),
+        // What changes all the time is put in when it is sent.
+        worker_cpu_us: 0,
+        worker_memory_bytes: 0,
         unhealthy: report.unhealthy,
         health_detail: report.health_detail.clone(),
     }

@@ -18,14 +18,8 @@ use super::ports;
 use super::report::PodState;
 use super::unserved::Unserved;
 use super::workers::PodTask;
-use crate::sandbox::cgroup::{Budget, PodCgroup};
+use crate::sandbox::cgroup::PodCgroup;
 
-/// What one worker may use.
-pub(super) const WORKER_BUDGET: Budget = Budget {
-    cpu_weight: 100,
-    memory_max_bytes: 1024 * 1024 * 1024,
-    pids_max: 32,
-};
 /// How often and how long the removal of an emptied cgroup is tried: the kernel takes a
 /// moment to let go of a dead process.
 const CGROUP_RETRY: Duration = Duration::from_millis(5);
@@ -118,21 +112,6 @@ impl PodTask {
         Ok(())
     }
 
-    /// The worker's cgroup.
-    pub(super) fn make_cgroup(&mut self) -> Result<(), String> {
-        let key = &self.record.key;
-        let cgroup = self
-            .shared
-            .mesh_cgroup
-            .pod(&key.namespace, &key.name, WORKER_BUDGET)
-            .map_err(|e| e.to_string())?;
-        for line in cgroup.unenforced() {
-            tracing::warn!(pod = %key, "{line}");
-        }
-        self.cgroup = Some(cgroup);
-        Ok(())
-    }
-
     /// Fresh maps for the pod's slot.
     pub(super) fn empty_slot(&mut self) -> Result<(), String> {
         let slot = self.record.slot;
@@ -180,6 +159,7 @@ impl PodTask {
     /// told.
     pub(super) fn follow_discovery(&mut self, view: &View) -> bool {
         let news = self.rules.refresh(view, &self.goal.uid);
+        self.follow_budget(view);
         if let Some((rules, source)) = self.rules.for_kernel(view) {
             if rules.policy.left_out > 0 {
                 let (pod, left_out) = (&self.record.key, rules.policy.left_out);

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use mesh_api::STATE_CUT_OFF;
 use serde::{Deserialize, Serialize};
 
+use crate::sandbox::cgroup::MeshCgroup;
+
 /// Where a pod stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -83,6 +85,18 @@ pub struct PodReport {
     pub uid: u32,
     /// cgroup of its worker, below the cgroup2 mount.
     pub cgroup: String,
+    /// By what the cgroup's part of its worker's budget is in force, such as `cpu by cgroup v2`.
+    #[serde(default)]
+    pub budget: Vec<String>,
+    /// What of the budget is not in force, and why.
+    #[serde(default)]
+    pub budget_unenforced: Vec<String>,
+    /// CPU time that its workers have used since it was enrolled, in microseconds.
+    #[serde(default)]
+    pub cpu_us: u64,
+    /// Memory that its worker has in use, in bytes, kernel memory included.
+    #[serde(default)]
+    pub memory_bytes: u64,
     /// The worker's process id.
     pub worker_pid: Option<u32>,
     /// Whether the worker listens and holds a valid certificate.
@@ -111,6 +125,15 @@ pub struct PodReport {
 }
 
 impl PodReport {
+    /// The same with what the pod's workers have used until now.
+    pub(super) fn with_usage(mut self, mesh: &MeshCgroup) -> Self {
+        let child = format!("{}_{}", self.namespace, self.name);
+        let usage = mesh.usage(&child).unwrap_or_default();
+        self.cpu_us = usage.cpu_us;
+        self.memory_bytes = usage.memory_bytes;
+        self
+    }
+
     /// Of a pod that was just added, with the fields left empty that this agent gives it.
     pub(super) fn new(namespace: &str, name: &str) -> Self {
         Self {
@@ -122,6 +145,10 @@ impl PodReport {
             slot: 0,
             uid: 0,
             cgroup: String::new(),
+            budget: Vec::new(),
+            budget_unenforced: Vec::new(),
+            cpu_us: 0,
+            memory_bytes: 0,
             worker_pid: None,
             ready: false,
             restarts: 0,

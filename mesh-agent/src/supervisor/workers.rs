@@ -18,13 +18,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::adopt;
+use super::allotment::Allotment;
 use super::backoff::RestartPolicy;
 use super::counters::Counters;
 use super::csr::{Svid, chain_from_pem, chain_to_pem};
 use super::legacy::Legacy;
 use super::look::Seen;
 use super::netns::Netns;
-use super::placement::{PlaceFault, WORKER_BUDGET};
+use super::placement::PlaceFault;
 use super::pods::{Goal, PodRecord};
 use super::report::PodState;
 use super::reporter::Reporter;
@@ -61,6 +62,7 @@ pub(super) struct PodTask {
     pub(super) goal: Goal,
     pub(super) cgroup: Option<PodCgroup>,
     pub(super) rules: Rules,
+    pub(super) allotment: Allotment,
     pub(super) watch: Watch,
     pub(super) seen: Seen,
     /// The kernel has it cut off.
@@ -114,6 +116,7 @@ impl PodTask {
             goal,
             cgroup: None,
             rules: Rules::default(),
+            allotment: Allotment::default(),
             policy: RestartPolicy::default(),
             ended_at: None,
         })
@@ -302,7 +305,7 @@ impl PodTask {
             return how;
         }
         self.report.send_modify(|report| report.oom_kills += kills);
-        let limit_mib = WORKER_BUDGET.memory_max_bytes >> 20;
+        let limit_mib = self.allotment.budget.memory_max_mib;
         format!("{how}: out of memory, its cgroup allows {limit_mib} MiB (memory.max)")
     }
 

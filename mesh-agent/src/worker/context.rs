@@ -1,12 +1,11 @@
 //! What every task of one worker shares.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
 
-use mesh_api::worker::{Limits as LimitsMessage, Start};
+use mesh_api::worker::Start;
 use mesh_common::RESERVED_PORTS;
 use mesh_core::identity::{Identity, IdentityError, TrustDomain};
 use mesh_core::reason::Reason;
@@ -14,6 +13,7 @@ use socket2::Socket;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::admission::{Admission, Limits, Newcomer, Places, Way};
 use super::discovery::{self, Discovery};
 use super::fault::Fault;
 use super::metrics::{Count, Metrics};
@@ -38,35 +38,6 @@ pub(crate) enum StartError {
     NoAddress,
     #[error("the pod has no identity: {0}")]
     Identity(#[from] IdentityError),
-}
-
-/// Limits of one worker, defaults filled in.
-#[derive(Clone, Debug)]
-pub(crate) struct Limits {
-    pub(crate) connections: u64,
-    pub(crate) handshakes: usize,
-    pub(crate) streams_per_tunnel: u32,
-    pub(crate) handshake_timeout: Duration,
-    pub(crate) connect_timeout: Duration,
-    /// Bytes of flows that may wait in this worker; beyond, a flow whose app does not read is
-    /// reset: a worker that runs out of memory would take every flow of its pod with it.
-    pub(crate) buffered: u64,
-}
-
-impl Limits {
-    fn new(message: &LimitsMessage) -> Self {
-        let or = |value: u32, default: u32| if value == 0 { default } else { value };
-        let ms = |value, default| Duration::from_millis(or(value, default).into());
-        Self {
-            connections: or(message.connections, 20_000).into(),
-            handshakes: or(message.handshakes, 256) as usize,
-            // More would not fit a connection window of 2^31-1 bytes.
-            streams_per_tunnel: or(message.streams_per_tunnel, 128).min(2047),
-            handshake_timeout: ms(message.handshake_timeout_ms, 10_000),
-            connect_timeout: ms(message.connect_timeout_ms, 5_000),
-            buffered: u64::from(or(message.buffered_mib, 384)) << 20,
-        }
-    }
 }
 
 /// The pod this worker is for.
@@ -132,7 +103,7 @@ pub(crate) enum Phase {
 /// What every task of one worker shares. One thread: no lock anywhere.
 pub(crate) struct Context {
     pub(crate) pod: Pod,
-    pub(crate) limits: Limits,
+    pub(crate) admission: Admission,
     pub(crate) metrics: Rc<Metrics>,
     pub(crate) reports: Reports,
     pub(crate) outbox: Outbox,
@@ -143,13 +114,15 @@ pub(crate) struct Context {
     pub(crate) phase: watch::Sender<Phase>,
     /// Counts certificates: tunnels of others are cycled when it changes.
     pub(crate) epoch: watch::Sender<u64>,
-    pub(crate) handshakes: Rc<Cell<usize>>,
+    /// Handshakes of callers under way.
+    pub(crate) handshakes: Places,
     credentials: RefCell<Option<Rc<Credentials>>>,
 }
 
 impl Context {
     pub(crate) fn new(
         start: &Start,
+        memory_used: Option<OwnedFd>,
         outbox: Outbox,
         hooks: Box<dyn CaptureHooks>,
     ) -> Result<Rc<Self>, StartError> {
@@ -161,7 +134,7 @@ impl Context {
         let metrics = Rc::new(Metrics::new());
         Ok(Rc::new(Self {
             pod: Pod::new(start)?,
-            limits: Limits::new(&start.limits.unwrap_or_default()),
+            admission: Admission::new(&start.limits.unwrap_or_default(), memory_used),
             reports: Reports::new(metrics.clone(), outbox.clone()),
             discovery: Discovery::new(outbox.clone(), metrics.clone()),
             sources: Sources::new(outbox.clone(), metrics.clone()),
@@ -171,7 +144,7 @@ impl Context {
             hooks,
             phase: watch::Sender::new(Phase::Serving),
             epoch: watch::Sender::new(0),
-            handshakes: Rc::default(),
+            handshakes: Places::default(),
             credentials: RefCell::default(),
         }))
     }
@@ -201,15 +174,36 @@ impl Context {
         Ok(credentials)
     }
 
+    /// Limits that hold now.
+    pub(crate) fn limits(&self) -> Limits {
+        self.admission.limits()
+    }
+
     /// Flows that are open, both ways.
     pub(crate) fn open_flows(&self) -> u64 {
         self.metrics.get(Count::InboundOpen) + self.metrics.get(Count::OutboundOpen)
     }
 
-    /// Whether one more flow is allowed.
+    /// Whether one more connection is allowed.
     pub(crate) fn admit(&self) -> Result<(), Fault> {
-        let open = self.open_flows();
-        if open >= self.limits.connections {
+        self.admission.memory_for(Newcomer::Connection)?;
+        self.room(self.open_flows())
+    }
+
+    /// Whether one more stream of a caller's tunnel is allowed.
+    pub(crate) fn admit_stream(&self) -> Result<(), Fault> {
+        self.admission.rate(Way::Stream)?;
+        self.admission.memory_for(Newcomer::Stream)?;
+        let streams = self.metrics.get(Count::StreamsInbound);
+        if streams >= self.limits().streams {
+            let detail = format!("{streams} streams are open");
+            return Err(Fault::new(Reason::StreamLimit, detail));
+        }
+        self.room(self.open_flows())
+    }
+
+    fn room(&self, open: u64) -> Result<(), Fault> {
+        if open >= self.limits().connections {
             let detail = format!("{open} connections are open");
             return Err(Fault::new(Reason::ConnectionLimit, detail));
         }
@@ -225,7 +219,7 @@ impl Context {
 
     /// Dials another place from the pod's address.
     pub(crate) async fn dial(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
-        socket::connect(self.dialler(to)?, to, self.limits.connect_timeout).await
+        socket::connect(self.dialler(to)?, to, self.limits().connect_timeout).await
     }
 
     /// A socket to dial another place with, from the pod's address.
@@ -253,7 +247,7 @@ impl Context {
         self.hooks
             .label_client(socket.as_fd(), client)
             .map_err(|e| fault("labelling the socket for", e))?;
-        socket::connect(socket, to, self.limits.connect_timeout)
+        socket::connect(socket, to, self.limits().connect_timeout)
             .await
             .map_err(|e| fault("connecting to", e))
     }

@@ -1,6 +1,5 @@
 //! Tunnels of others: handshake, CONNECT, and the pod's app.
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -20,11 +19,12 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::admission::{Newcomer, Place};
 use super::chunk::Chunk;
 use super::context::Context;
 use super::fault::{Direction, Fault};
 use super::flow::Flow;
-use super::metrics::Count;
+use super::metrics::{Count, OpenGuard};
 use super::relay::{ByteCounts, relay};
 use super::socket;
 use super::sources::Source;
@@ -54,7 +54,7 @@ pub(crate) async fn serve(context: Rc<Context>, stream: TcpStream, peer: SocketA
         }
     };
     let shaken = Box::pin(timeout(
-        context.limits.handshake_timeout,
+        context.limits().handshake_timeout,
         handshake(&context, stream),
     ));
     let shaken = shaken
@@ -92,28 +92,20 @@ struct Caller {
     source: Rc<Source>,
 }
 
-/// A place among the handshakes that may be under way.
-struct HandshakePlace(Rc<Cell<usize>>);
-
-fn admit(context: &Context) -> Result<HandshakePlace, Fault> {
-    let tunnels = context.metrics.get(Count::TunnelsInbound);
-    if tunnels >= context.limits.connections {
-        let detail = format!("{tunnels} tunnels are open");
-        return Err(Fault::new(Reason::ConnectionLimit, detail));
-    }
-    let under_way = &context.handshakes;
-    if under_way.get() >= context.limits.handshakes {
-        let detail = format!("{} handshakes are under way", under_way.get());
+fn admit(context: &Context) -> Result<Place, Fault> {
+    context.admission.memory_for(Newcomer::Connection)?;
+    let (limits, handshakes) = (context.limits(), &context.handshakes);
+    let under_way = handshakes.taken();
+    if under_way >= limits.handshakes {
+        let detail = format!("{under_way} handshakes are under way");
         return Err(Fault::new(Reason::HandshakeLimit, detail));
     }
-    under_way.set(under_way.get() + 1);
-    Ok(HandshakePlace(under_way.clone()))
-}
-
-impl Drop for HandshakePlace {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+    let tunnels = context.metrics.get(Count::TunnelsInbound);
+    if tunnels + under_way >= limits.tunnels {
+        let detail = format!("{tunnels} are open, {under_way} are being opened");
+        return Err(Fault::new(Reason::TunnelLimit, detail));
     }
+    Ok(handshakes.take())
 }
 
 async fn handshake(
@@ -136,7 +128,7 @@ async fn handshake(
     let trust_domain = credentials.identity().trust_domain();
     let identity = tls::client_identity(tls.get_ref().1.peer_certificates(), trust_domain)?;
     let parameters = tls::parameters(tls.get_ref().1);
-    let streams = context.limits.streams_per_tunnel;
+    let streams = context.limits().streams_per_tunnel;
     let tunnel = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(connection_window(streams))
@@ -212,9 +204,19 @@ async fn drive(context: Rc<Context>, mut tunnel: Tunnel, caller: Caller) {
                 }
                 return;
             }
-            Some(Ok((request, respond))) => {
-                let stream = serve_stream(context.clone(), request, respond, caller.clone());
-                tokio::task::spawn_local(stream);
+            Some(Ok((request, mut respond))) => {
+                if let Err(fault) = context.admit_stream() {
+                    let to = authority(&request).unwrap_or_default();
+                    let fault = fault.of_peer(&caller.identity);
+                    let reports = &context.reports;
+                    reports.refusal(Direction::Inbound, &fault, caller.address, to);
+                    answer_refusal(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
+                    continue;
+                }
+                let open = [Count::StreamsInbound, Count::InboundOpen];
+                let open = open.map(|gauge| context.metrics.open(gauge));
+                let (context, caller) = (context.clone(), caller.clone());
+                tokio::task::spawn_local(serve_stream(context, request, respond, caller, open));
             }
         }
     }
@@ -225,8 +227,8 @@ async fn serve_stream(
     request: Request<RecvStream>,
     mut respond: SendResponse<Chunk>,
     caller: Caller,
+    _open: [OpenGuard; 2],
 ) {
-    let _open = context.metrics.open(Count::InboundOpen);
     let opened = Box::pin(open(&context, &request, &mut respond, &caller)).await;
     let (app, mut flow) = match opened {
         Ok(Some(opened)) => opened,
@@ -271,12 +273,6 @@ async fn open(
     caller: &Caller,
 ) -> Result<Option<(TcpStream, Flow)>, (StatusCode, Fault)> {
     let to = target(context, request)?;
-    // This stream is counted already.
-    if context.open_flows() > context.limits.connections {
-        let detail = format!("{} connections are open", context.open_flows());
-        let fault = Fault::new(Reason::ConnectionLimit, detail);
-        return Err((StatusCode::SERVICE_UNAVAILABLE, fault));
-    }
     let client = client(request.headers(), caller.address);
     let (identity, source) = (caller.identity.clone(), caller.source.clone());
     let mut flow = Flow::inbound(context, client, to, Some(identity), Some(source));

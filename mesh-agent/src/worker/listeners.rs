@@ -14,7 +14,9 @@ use mesh_common::{PORT_HBONE, PORT_OUTBOUND, PORT_PLAINTEXT};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::admission::Way;
 use super::context::Context;
+use super::fault::Direction;
 use super::metrics::Count;
 use super::socket;
 
@@ -109,13 +111,26 @@ impl Listeners {
     {
         let serving = async {
             let mut rest = REST.0;
+            let (way, direction) = way(kind);
             loop {
+                if let Some(wait) = context.admission.rest(way) {
+                    context.metrics.add(Count::AcceptRested, 1);
+                    tokio::time::sleep(wait).await;
+                }
                 let error = match self.get(kind) {
                     None => None,
                     Some(listener) => match listener.accept().await {
                         Ok((stream, peer)) => {
                             rest = REST.0;
-                            tokio::task::spawn_local(serve(stream, peer));
+                            match context.admission.rate(way) {
+                                Ok(()) => drop(tokio::task::spawn_local(serve(stream, peer))),
+                                Err(fault) => {
+                                    let peer = socket::canonical(peer);
+                                    let reports = &context.reports;
+                                    reports.refusal(direction, &fault, peer, "");
+                                    socket::reset(stream);
+                                }
+                            }
                             continue;
                         }
                         Err(error) => Some(error),
@@ -216,6 +231,15 @@ fn is_v6(kind: FdKind) -> bool {
 /// TLS, and closing it must not overtake its last frames.
 fn carries_app_data(kind: FdKind) -> bool {
     !matches!(kind, FdKind::HboneV4 | FdKind::HboneV6)
+}
+
+/// How what is accepted comes in.
+fn way(kind: FdKind) -> (Way, Direction) {
+    match kind {
+        FdKind::OutboundV4 | FdKind::OutboundV6 => (Way::Outbound, Direction::Outbound),
+        FdKind::PlaintextV4 | FdKind::PlaintextV6 => (Way::Plaintext, Direction::Inbound),
+        _ => (Way::Handshake, Direction::Inbound),
+    }
 }
 
 fn no_ipv6(error: &io::Error) -> bool {

@@ -48,6 +48,8 @@ counts! {
     TunnelsOutbound = "nodemesh_tunnels_open", "outbound";
     /// Tunnels of others that are open.
     TunnelsInbound = "nodemesh_tunnels_open", "inbound";
+    /// Streams of others' tunnels that are open.
+    StreamsInbound = "nodemesh_streams_open", "inbound";
     /// Bytes of flows that wait in this worker for a socket or a window.
     Buffered = "nodemesh_buffered_bytes", "";
     /// Flows that were reset because too many bytes waited in this worker.
@@ -56,6 +58,8 @@ counts! {
     UnknownPeers = "nodemesh_unknown_peers_total", "";
     /// `accept` failed for want of descriptors or memory.
     AcceptExhausted = "nodemesh_accept_errors_total", "exhausted";
+    /// `accept` rested because more came than is let in and refused in a second.
+    AcceptRested = "nodemesh_accept_rests_total", "";
     /// `accept` failed because the caller was gone.
     AcceptAborted = "nodemesh_accept_errors_total", "aborted";
     /// A listener was killed and made anew.

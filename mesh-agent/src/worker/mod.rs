@@ -4,6 +4,7 @@
 //! program started, no environment read. One thread; every connection is a task of its own,
 //! and a panic in it ends that connection only.
 
+mod admission;
 mod balance;
 mod certificate;
 mod changes;
@@ -21,6 +22,7 @@ mod health;
 mod inbound;
 mod key;
 mod listeners;
+mod memory;
 mod metrics;
 mod outbound;
 mod outbox;
@@ -196,7 +198,6 @@ impl Worker {
         outbox: Outbox,
         hooks: Box<dyn CaptureHooks>,
     ) -> anyhow::Result<Self> {
-        let context = Context::new(start, outbox, hooks)?;
         if start.fds.len() != fds.len() {
             bail!(
                 "the start message names {} descriptors and brings {}",
@@ -206,6 +207,8 @@ impl Worker {
         }
         let mut handed_over: BTreeMap<i32, OwnedFd> = start.fds.iter().copied().zip(fds).collect();
         let key = handed_over.remove(&(FdKind::PrivateKey as i32));
+        let memory_used = handed_over.remove(&(FdKind::MemoryUsed as i32));
+        let context = Context::new(start, memory_used, outbox, hooks)?;
         let listeners = Rc::new(Listeners::new(handed_over)?);
         let (message, fds) = listeners
             .hand_over(&listeners.kinds())
@@ -235,6 +238,8 @@ impl Worker {
 
     async fn run(mut self) -> anyhow::Result<()> {
         let channel = self.channel.clone();
+        let context = self.context.clone();
+        spawn_local(async move { context.admission.memory.watch().await });
         loop {
             let message = tokio::select! {
                 message = receive(&channel) => message?,
@@ -270,6 +275,7 @@ impl Worker {
             M::Changes(changes) => self.changes(changes),
             M::MetricsRequest(request) => send_metrics(&self.context, request.id),
             M::Resync(_) => self.resync()?,
+            M::Limits(limits) => self.context.admission.set(&limits),
             M::Start(_) => tracing::warn!("a second Start was ignored"),
             M::Drain(_) | M::Replace(_) => {}
         }

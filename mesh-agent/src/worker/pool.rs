@@ -16,6 +16,7 @@ use mesh_core::identity::Identity;
 use mesh_core::reason::Reason;
 use tokio::sync::oneshot;
 
+use super::admission::{Place, Places};
 use super::chunk::Chunk;
 use super::context::Context;
 use super::discovery::Endpoint;
@@ -38,6 +39,8 @@ struct Key {
 pub(crate) struct Pool {
     context: Rc<Context>,
     sites: RefCell<HashMap<Key, Rc<Site>>>,
+    /// Tunnels that stand or are connecting.
+    places: Places,
 }
 
 /// The tunnels to one workload.
@@ -102,6 +105,7 @@ impl Pool {
         Rc::new(Self {
             context,
             sites: RefCell::default(),
+            places: Places::default(),
         })
     }
 
@@ -131,6 +135,22 @@ impl Pool {
         }
     }
 
+    /// A place for one more tunnel; where there are as many as may be, that of one that is idle.
+    fn place(&self) -> Result<Place, Fault> {
+        let (taken, most) = (self.places.taken(), self.context.limits().tunnels);
+        if taken >= most {
+            let sites: Vec<_> = self.sites.borrow().values().cloned().collect();
+            let idle = sites.iter().filter_map(|site| site.longest_idle());
+            let idle = idle.min_by_key(|tunnel| tunnel.idle_since());
+            let idle = idle.ok_or_else(|| {
+                let detail = format!("{taken} are open, and streams in all of them");
+                Fault::new(Reason::TunnelLimit, detail)
+            })?;
+            idle.retire();
+        }
+        Ok(self.places.take())
+    }
+
     fn site(self: &Rc<Self>, endpoint: &Rc<Endpoint>) -> Rc<Site> {
         let key = Key {
             workload_uid: endpoint.workload_uid.clone(),
@@ -146,7 +166,7 @@ impl Pool {
                 tunnels: RefCell::default(),
                 waiting: RefCell::default(),
                 connecting: Cell::new(0),
-                streams_per_tunnel: Cell::new(self.context.limits.streams_per_tunnel.into()),
+                streams_per_tunnel: Cell::new(self.context.limits().streams_per_tunnel.into()),
             })
         });
         site.clone()
@@ -159,6 +179,14 @@ impl Site {
         for tunnel in tunnels {
             act(&tunnel);
         }
+    }
+
+    fn longest_idle(&self) -> Option<Rc<Tunnel>> {
+        let tunnels = self.tunnels.borrow();
+        let idle = tunnels
+            .iter()
+            .filter(|tunnel| tunnel.is_usable() && tunnel.streams() == 0);
+        idle.min_by_key(|tunnel| tunnel.idle_since()).cloned()
     }
 
     fn try_lease(self: &Rc<Self>) -> Option<Lease> {
@@ -252,12 +280,15 @@ impl Attempt {
     }
 
     async fn connect(&self, context: &Rc<Context>) -> Result<(), Fault> {
+        let pool = self.site.pool.upgrade();
+        let place = pool.ok_or_else(|| gone("the worker ends"))?.place()?;
         let (tunnel, driver, ready) = Tunnel::connect(context, &self.site.endpoint).await?;
         let (ended, has_ended) = oneshot::channel();
-        tokio::task::spawn_local(drive(driver, tunnel.clone(), self.site.clone(), ended));
+        let held = (tunnel.clone(), place);
+        tokio::task::spawn_local(drive(driver, held, self.site.clone(), ended));
         // The server checks our certificate after our end of the handshake is done: only its
         // first frame says that it took it.
-        match tokio::time::timeout(context.limits.handshake_timeout, ready).await {
+        match tokio::time::timeout(context.limits().handshake_timeout, ready).await {
             Ok(Ok(())) => {}
             // The driver has ended, or is about to say why.
             Ok(Err(_)) => {
@@ -320,7 +351,12 @@ impl Drop for Registration {
     }
 }
 
-async fn drive(driver: Driver, tunnel: Rc<Tunnel>, site: Rc<Site>, ended: oneshot::Sender<Fault>) {
+async fn drive(
+    driver: Driver,
+    (tunnel, _place): (Rc<Tunnel>, Place),
+    site: Rc<Site>,
+    ended: oneshot::Sender<Fault>,
+) {
     let registration = Registration {
         tunnel,
         site: site.clone(),

@@ -1,7 +1,7 @@
 //! Carries one flow between the app's socket and a tunnel's stream, so that either end sees
 //! what it would see of the other without the mesh: half-close, reset, backpressure.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -11,12 +11,15 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use h2::{Reason as H2Reason, RecvStream, SendStream};
+use mesh_api::worker::refusal::Outcome;
+use mesh_core::reason::Reason;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::chunk::{CHUNK, Chunk, InFlight, Read, read_app};
 use super::context::Context;
+use super::fault::{Direction, Fault};
 use super::metrics::{Count, Metrics};
 use super::socket;
 
@@ -72,7 +75,8 @@ pub(crate) async fn relay(
     let metrics = &context.metrics;
     let send = RefCell::new(send);
     let in_flight = InFlight::new(metrics.clone());
-    let mut queue = Queue::new(metrics.clone());
+    let waiting = Cell::new(0);
+    let mut queue = Queue::new(metrics.clone(), &waiting);
     let ended = {
         let up = up(&app, &send, &in_flight, context, counts.from_app);
         let down = down(&app, &mut receive, &mut queue, context, counts.to_app);
@@ -81,6 +85,7 @@ pub(crate) async fn relay(
             both = async { tokio::try_join!(up, down) } => both.map(|_| ()),
             broken = watch(&app, &send) => Err(broken),
             () = cut => Err(Broken::Cut),
+            () = memory_short(context, &waiting) => Err(Broken::Shed),
         }
     };
     match ended {
@@ -91,6 +96,7 @@ pub(crate) async fn relay(
         }
         Err(Broken::Shed) => {
             metrics.add(Count::Shed, 1);
+            tell_shed(context, &app, &waiting, counts);
             socket::reset(app);
             send.borrow_mut().send_reset(H2Reason::ENHANCE_YOUR_CALM);
         }
@@ -108,6 +114,30 @@ pub(crate) async fn relay(
     }
 }
 
+/// Ends when memory is short and this flow has more waiting than its share.
+async fn memory_short(context: &Context, waiting: &Cell<usize>) {
+    loop {
+        context.admission.memory.short().await;
+        if waiting.get() > OWN_SHARE {
+            return;
+        }
+    }
+}
+
+fn tell_shed(context: &Context, app: &TcpStream, waiting: &Cell<usize>, counts: ByteCounts) {
+    let detail = format!("{} KiB waited for the app", waiting.get() / 1024);
+    let fault = Fault::new(Reason::NotReading, detail);
+    let app = app.peer_addr().map(socket::canonical);
+    let app = app.map_or_else(|_| String::new(), |app| app.to_string());
+    let nobody = String::new();
+    let (direction, source, destination) = match counts.to_app {
+        Count::OutboundReceived => (Direction::Outbound, app, nobody),
+        _ => (Direction::Inbound, nobody, app),
+    };
+    let reports = &context.reports;
+    reports.tell(Outcome::Cut, direction, &fault, source, destination);
+}
+
 /// App to tunnel. What the app writes is read only once the tunnel has room for it.
 async fn up(
     app: &TcpStream,
@@ -120,7 +150,7 @@ async fn up(
     loop {
         app.readable().await.map_err(|_| Broken::ByApp)?;
         // Past a third of what may wait, each flow waits for its own bytes first.
-        if metrics.get(Count::Buffered) > context.limits.buffered / 3 {
+        if metrics.get(Count::Buffered) > context.limits().buffered / 3 {
             in_flight.written().await;
         }
         let room = capacity(send).await?;
@@ -169,7 +199,7 @@ async fn capacity(send: &RefCell<SendStream<Chunk>>) -> Result<usize, Broken> {
 async fn down(
     app: &TcpStream,
     receive: &mut RecvStream,
-    queue: &mut Queue,
+    queue: &mut Queue<'_>,
     context: &Context,
     count: Count,
 ) -> Result<(), Broken> {
@@ -179,8 +209,9 @@ async fn down(
         loop {
             if !ended {
                 ended = queue.fill(receive, cx)?;
-                if queue.waiting > OWN_SHARE
-                    && metrics.get(Count::Buffered) > context.limits.buffered
+                let much = || metrics.get(Count::Buffered) > context.limits().buffered;
+                if queue.waiting.get() > OWN_SHARE
+                    && (much() || context.admission.memory.is_short())
                 {
                     return Poll::Ready(Err(Broken::Shed));
                 }
@@ -227,7 +258,7 @@ async fn watch(app: &TcpStream, send: &RefCell<SendStream<Chunk>>) -> Broken {
 }
 
 /// What came before the peer's reset is the app's, as far as its socket takes it at once.
-fn deliver_rest(app: &TcpStream, receive: &mut RecvStream, queue: &mut Queue) {
+fn deliver_rest(app: &TcpStream, receive: &mut RecvStream, queue: &mut Queue<'_>) {
     let mut cx = task::Context::from_waker(task::Waker::noop());
     // The reset itself is what ends this.
     let _reset = queue.fill(receive, &mut cx);
@@ -249,33 +280,34 @@ async fn flush(receive: &mut RecvStream, in_flight: &InFlight) {
 }
 
 /// What waits for the app.
-struct Queue {
+struct Queue<'a> {
     frames: VecDeque<Bytes>,
     /// Small frames that came last, copied together.
     tail: BytesMut,
     /// Bytes in both.
-    waiting: usize,
+    waiting: &'a Cell<usize>,
     metrics: Rc<Metrics>,
 }
 
-impl Drop for Queue {
+impl Drop for Queue<'_> {
     fn drop(&mut self) {
-        self.metrics.subtract(Count::Buffered, self.waiting as u64);
+        self.metrics
+            .subtract(Count::Buffered, self.waiting.get() as u64);
     }
 }
 
-impl Queue {
-    fn new(metrics: Rc<Metrics>) -> Self {
+impl<'a> Queue<'a> {
+    fn new(metrics: Rc<Metrics>, waiting: &'a Cell<usize>) -> Self {
         Self {
             frames: VecDeque::new(),
             tail: BytesMut::new(),
-            waiting: 0,
+            waiting,
             metrics,
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.waiting == 0
+        self.waiting.get() == 0
     }
 
     /// Takes what is there; true when the peer has ended its direction.
@@ -295,7 +327,7 @@ impl Queue {
     }
 
     fn push(&mut self, data: Bytes) {
-        self.waiting += data.len();
+        self.waiting.set(self.waiting.get() + data.len());
         self.metrics.add(Count::Buffered, data.len() as u64);
         let behind_others = !self.frames.is_empty() || !self.tail.is_empty();
         if data.len() < SMALL_FRAME && behind_others {
@@ -338,7 +370,7 @@ impl Queue {
     }
 
     fn advance(&mut self, mut n: usize) {
-        self.waiting -= n;
+        self.waiting.set(self.waiting.get() - n);
         self.metrics.subtract(Count::Buffered, n as u64);
         while n > 0 {
             let Some(first) = self.frames.front_mut() else {

@@ -197,7 +197,7 @@ pub(crate) async fn plain(context: &Context, to: SocketAddr) -> Result<TcpStream
     let fault = |e| Fault::new(Reason::DestinationConnect, format!("{to}: {e}"));
     let socket = context.dialler(to).map_err(fault)?;
     socket::reset_on_close(&socket);
-    let dialled = socket::connect(socket, to, context.limits.connect_timeout).await;
+    let dialled = socket::connect(socket, to, context.limits().connect_timeout).await;
     dialled.map_err(fault)
 }
 

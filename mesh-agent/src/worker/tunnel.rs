@@ -88,7 +88,7 @@ impl Tunnel {
         let stream = stream.map_err(|e| Fault::new(Reason::TunnelConnect, format!("{to}: {e}")))?;
         let name = ServerName::IpAddress(to.ip().into());
         let handshake = TlsConnector::from(config).connect(name, ReadAhead::new(stream));
-        let mut tls = timeout(context.limits.handshake_timeout, handshake)
+        let mut tls = timeout(context.limits().handshake_timeout, handshake)
             .await
             .map_err(|_| Fault::new(Reason::HandshakeTimeout, format!("with {to}")))
             .and_then(|done| done.map_err(|error| tls::fault_of(&error)))
@@ -101,7 +101,7 @@ impl Tunnel {
         tls.get_mut().1.set_buffer_limit(Some(tls::WRITE_BUFFER));
         let parameters = tls::parameters(tls.get_ref().1);
         let settings = PeerSettings::new();
-        let limit = context.limits.streams_per_tunnel;
+        let limit = context.limits().streams_per_tunnel;
         let (sender, mut connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(connection_window(limit))
@@ -160,6 +160,11 @@ impl Tunnel {
 
     pub(crate) fn streams(&self) -> u64 {
         self.streams.get()
+    }
+
+    /// When its last stream ended.
+    pub(crate) fn idle_since(&self) -> Instant {
+        self.idle_since.get()
     }
 
     /// Takes a stream's place.

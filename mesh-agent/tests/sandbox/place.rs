@@ -42,6 +42,7 @@ impl Place {
         cgroup::probe_move(&mesh).expect("processes can be moved");
         let budget = Budget {
             cpu_weight: 100,
+            cpu_max_millicores: 0,
             memory_max_bytes: 256 << 20,
             pids_max: 2,
         };

@@ -12,6 +12,7 @@ use mesh_core::model::{Enrolment, Health, Locality, Service, ServiceKey, Workloa
 
 use crate::workload as wire;
 
+pub mod budget;
 pub mod policy;
 
 /// The network that every workload of a mesh without network names is in.
@@ -162,6 +163,11 @@ pub fn workload_from_wire(
             .iter()
             .map(|(key, ports)| Ok((service_key(key, "services")?, target_ports(ports)?)))
             .collect::<Result<_, ConvertError>>()?,
+        budget: workload
+            .budget
+            .as_ref()
+            .map(budget::from_wire)
+            .unwrap_or_default(),
     })
 }
 
@@ -253,6 +259,7 @@ pub fn workload_to_wire(workload: &Workload, cluster_id: &str) -> wire::Workload
             .iter()
             .map(|(key, ports)| (key.to_string(), port_list(ports)))
             .collect(),
+        budget: budget::to_wire(&workload.budget),
         ..Default::default()
     }
 }

@@ -16,6 +16,8 @@ const SILENT_AFTER: Duration = Duration::from_secs(30);
 /// Longest texts that are kept, in characters: names and versions, and sentences.
 const MAX_WORD: usize = 64;
 const MAX_SENTENCE: usize = 256;
+/// Most lines of one kind that are kept of a pod.
+const MAX_LINES: usize = 4;
 
 /// A report that is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -114,9 +116,19 @@ fn pod_report(pod: &node::PodReport) -> admin::PodReport {
         certificate_not_after_s: (pod.certificate_not_after_s > 0)
             .then_some(pod.certificate_not_after_s),
         policy_version: cut(&pod.policy_version, MAX_WORD),
+        worker_cpu_us: pod.worker_cpu_us,
+        worker_memory_bytes: pod.worker_memory_bytes,
+        budget: cut_all(&pod.budget),
+        budget_unenforced: cut_all(&pod.budget_unenforced),
         unhealthy: pod.unhealthy,
         health_detail: cut(&pod.health_detail, MAX_SENTENCE),
     }
+}
+
+/// So many lines of a pod as there can be: one for each controller.
+fn cut_all(lines: &[String]) -> Vec<String> {
+    let lines = lines.iter().take(MAX_LINES);
+    lines.map(|line| cut(line, MAX_SENTENCE)).collect()
 }
 
 /// A text that can be shown on a terminal, and is no longer than that.

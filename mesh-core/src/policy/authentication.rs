@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{AuthenticationMode, AuthenticationPolicy, Target};
+use super::{AuthenticationMode, AuthenticationPolicy};
 
 /// How the ports of one pod take connections.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +21,7 @@ impl Modes {
         let mut rest: Option<Weight> = None;
         let mut ports: HashMap<u16, Weight> = HashMap::new();
         for policy in policies {
-            let near = nearness(&policy.target);
+            let near = policy.target.nearness();
             let whole = policy.mode.map(|mode| (near, false, is_strict(mode)));
             rest = rest.max(whole);
             for (port, mode) in &policy.ports {
@@ -45,14 +45,6 @@ impl Modes {
 
     pub(super) fn of(&self, port: u16) -> AuthenticationMode {
         self.ports.get(&port).copied().unwrap_or(self.rest)
-    }
-}
-
-fn nearness(target: &Target) -> u8 {
-    match target {
-        Target::Mesh => 0,
-        Target::Namespace => 1,
-        Target::Service(_) | Target::Labels(_) => 2,
     }
 }
 

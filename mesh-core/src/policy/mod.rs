@@ -56,6 +56,18 @@ impl Target {
             Self::Labels(labels) => own && has_labels(&workload.labels, labels),
         }
     }
+
+    /// The highest [`Target::nearness`].
+    pub(crate) const NEAREST: u8 = 2;
+
+    /// How near it is to a workload that it selects: of two that say different the nearer holds.
+    pub(crate) fn nearness(&self) -> u8 {
+        match self {
+            Self::Mesh => 0,
+            Self::Namespace => 1,
+            Self::Service(_) | Self::Labels(_) => Self::NEAREST,
+        }
+    }
 }
 
 /// Whether `labels` has everything of `wanted`.
@@ -197,6 +209,7 @@ impl AuthenticationPolicy {
     }
 }
 
-fn namespace_of(key: &str) -> &str {
+/// The namespace in a policy's key.
+pub(crate) fn namespace_of(key: &str) -> &str {
     key.split_once('/').map_or(key, |(namespace, _)| namespace)
 }

@@ -179,8 +179,14 @@ reasons! {
             "a TLS handshake was not done in time and was dropped",
             "check the path between the nodes and the load on them";
         HandshakeLimit = "handshake_limit",
-            "the worker had as many unfinished handshakes as it allows",
-            "look for who opens so many connections";
+            "the worker had as many unfinished handshakes as its budget allows",
+            "look for who opens so many connections, or raise handshakes in a WorkerBudget";
+        HandshakeRate = "handshake_rate",
+            "callers began more handshakes a second than the worker's budget allows",
+            "look for who opens so many tunnels, or raise handshakesPerSecond in a WorkerBudget";
+        TunnelLimit = "tunnel_limit",
+            "the worker has as many tunnels in this direction as its budget allows",
+            "look for who has so many, or raise tunnels in a WorkerBudget";
         PeerIdentity = "peer_identity",
             "the server's certificate carries another identity than discovery gives for the destination",
             "check whether discovery is behind, or something answers in the destination's place";
@@ -217,8 +223,23 @@ reasons! {
         AppConnect = "app_connect",
             "the pod's app did not accept the connection",
             "check that it listens on that port";
+        StreamLimit = "stream_limit",
+            "callers' tunnels have as many streams open as the worker's budget allows",
+            "look for who keeps so many open, or raise streams in a WorkerBudget";
+    }
+
+    "By the worker's budget", "a reset (`ECONNRESET`)" {
         ConnectionLimit = "connection_limit",
-            "the worker has as many connections as its limit allows",
-            "look for who keeps so many open, or raise the limit";
+            "the worker has as many connections as its budget allows",
+            "look for who keeps so many open, or raise connections in a WorkerBudget";
+        ConnectionRate = "connection_rate",
+            "more new connections a second came than the worker's budget allows",
+            "look for who opens so many, or raise connectionsPerSecond in a WorkerBudget";
+        NotReading = "not_reading",
+            "too much waited in the worker for an app that does not read",
+            "let the app read, or raise bufferedMib or memoryMaxMib in a WorkerBudget";
+        MemoryPressure = "memory_pressure",
+            "the worker is near its memory limit and takes nothing new, so that the kernel need not end it",
+            "look for who keeps so many connections open or does not read, or raise memoryMaxMib in a WorkerBudget";
     }
 }

@@ -1,9 +1,10 @@
 //! Where the cgroup hierarchies are, and which controllers live in which.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Budget, CgroupError, call};
+use super::{Budget, CgroupError, call, usage};
 
 /// A controller that carries a part of a worker's budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,26 +25,93 @@ impl Controller {
         }
     }
 
-    /// The file of its limit and what to write there, in v2 (`unified`) or in v1.
-    pub(super) fn setting(self, budget: Budget, unified: bool) -> (&'static str, String) {
-        let or = |value: u64, none: &str| match value {
-            0 => none.to_owned(),
-            some => some.to_string(),
-        };
+    /// The files of its limits and what to write there, in v2 (`unified`) or in v1.
+    pub(super) fn settings(self, budget: Budget, unified: bool) -> Vec<(&'static str, Value)> {
         let weight = match budget.cpu_weight {
             0 => 100,
-            weight => weight.clamp(1, 10_000),
+            weight => u64::from(weight.clamp(1, 10_000)),
         };
+        let quota_us = u64::from(budget.cpu_max_millicores) * CPU_PERIOD_US / 1_000;
+        let pids = u64::from(budget.pids_max);
         match (self, unified) {
-            (Self::Cpu, true) => ("cpu.weight", weight.to_string()),
-            // The defaults of both scales, 100 and 1,024, are the same share.
-            (Self::Cpu, false) => (
-                "cpu.shares",
-                (u64::from(weight) * 1024 / 100).max(2).to_string(),
-            ),
-            (Self::Memory, true) => ("memory.max", or(budget.memory_max_bytes, "max")),
-            (Self::Memory, false) => ("memory.limit_in_bytes", or(budget.memory_max_bytes, "-1")),
-            (Self::Pids, _) => ("pids.max", or(u64::from(budget.pids_max), "max")),
+            (Self::Cpu, true) => vec![
+                ("cpu.weight", Value::Plain(weight)),
+                ("cpu.max", Value::CpuMax(quota_us)),
+            ],
+            // The defaults of both scales, 100 and 1,024, are the same share. The period has the
+            // default of both versions.
+            (Self::Cpu, false) => vec![
+                ("cpu.shares", Value::Plain((weight * 1024 / 100).max(2))),
+                ("cpu.cfs_quota_us", Value::OrMinusOne(quota_us)),
+            ],
+            (Self::Memory, true) => {
+                vec![("memory.max", Value::MemoryMax(budget.memory_max_bytes))]
+            }
+            (Self::Memory, false) => vec![(
+                "memory.limit_in_bytes",
+                Value::MemoryLimit(budget.memory_max_bytes),
+            )],
+            (Self::Pids, _) => vec![("pids.max", Value::OrMax(pids))],
+        }
+    }
+}
+
+/// The period of CPU limits, in microseconds: the kernel's own default.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// What is written to a limit's file; 0 is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    /// The number.
+    Plain(u64),
+    /// `max` for none.
+    OrMax(u64),
+    /// `-1` for none.
+    OrMinusOne(u64),
+    /// The quota of [`CPU_PERIOD_US`], `max` for none.
+    CpuMax(u64),
+    /// Bytes of `memory.max`. Below what is in use it would have the kernel end the worker.
+    MemoryMax(u64),
+    /// Bytes of `memory.limit_in_bytes`, which takes none below what is in use.
+    MemoryLimit(u64),
+}
+
+impl Value {
+    /// Whether it is no limit.
+    pub(super) fn is_none(self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::OrMax(n)
+            | Self::OrMinusOne(n)
+            | Self::CpuMax(n)
+            | Self::MemoryMax(n)
+            | Self::MemoryLimit(n) => n == 0,
+        }
+    }
+
+    /// Whether more memory than this is in use in that cgroup.
+    pub(super) fn lowers_below_use(self, folder: &Path) -> bool {
+        match self {
+            Self::MemoryMax(bytes) | Self::MemoryLimit(bytes) if bytes > 0 => {
+                usage::memory_bytes(folder).is_some_and(|used| used >= bytes)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CpuMax(0) => write!(f, "max {CPU_PERIOD_US}"),
+            Self::CpuMax(quota_us) => write!(f, "{quota_us} {CPU_PERIOD_US}"),
+            Self::OrMax(0) | Self::MemoryMax(0) => f.write_str("max"),
+            Self::OrMinusOne(0) | Self::MemoryLimit(0) => f.write_str("-1"),
+            Self::Plain(n)
+            | Self::OrMax(n)
+            | Self::OrMinusOne(n)
+            | Self::MemoryMax(n)
+            | Self::MemoryLimit(n) => n.fmt(f),
         }
     }
 }
@@ -198,27 +266,54 @@ mod tests {
 
     #[test]
     fn budgets_translate_to_both_versions() {
+        let written = |budget, unified| -> Vec<String> {
+            let all = Controller::ALL.iter();
+            all.flat_map(|controller| controller.settings(budget, unified))
+                .map(|(file, value)| format!("{file}={value}"))
+                .collect()
+        };
         let budget = Budget {
             cpu_weight: 200,
+            cpu_max_millicores: 1500,
             memory_max_bytes: 64 << 20,
-            pids_max: 0,
+            pids_max: 32,
         };
         assert_eq!(
-            Controller::Cpu.setting(budget, true),
-            ("cpu.weight", "200".into())
+            written(budget, true),
+            [
+                "cpu.weight=200",
+                "cpu.max=150000 100000",
+                "memory.max=67108864",
+                "pids.max=32"
+            ]
         );
         assert_eq!(
-            Controller::Cpu.setting(budget, false),
-            ("cpu.shares", "2048".into())
+            written(budget, false),
+            [
+                "cpu.shares=2048",
+                "cpu.cfs_quota_us=150000",
+                "memory.limit_in_bytes=67108864",
+                "pids.max=32"
+            ]
         );
-        let bytes = "67108864".to_owned();
+        let none = Budget::default();
         assert_eq!(
-            Controller::Memory.setting(budget, false),
-            ("memory.limit_in_bytes", bytes)
+            written(none, true),
+            [
+                "cpu.weight=100",
+                "cpu.max=max 100000",
+                "memory.max=max",
+                "pids.max=max"
+            ]
         );
         assert_eq!(
-            Controller::Pids.setting(budget, true),
-            ("pids.max", "max".into())
+            written(none, false),
+            [
+                "cpu.shares=1024",
+                "cpu.cfs_quota_us=-1",
+                "memory.limit_in_bytes=-1",
+                "pids.max=max"
+            ]
         );
     }
 }

@@ -139,7 +139,10 @@ impl Node {
             pods: self
                 .pods
                 .values()
-                .map(|pod| pod.report.borrow().clone())
+                .map(|pod| {
+                    let report = pod.report.borrow().clone();
+                    report.with_usage(&self.shared.mesh_cgroup)
+                })
                 .collect(),
         }
     }

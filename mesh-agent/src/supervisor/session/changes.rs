@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mesh_api::worker::change::Change;
 use mesh_api::worker::to_worker::Message as ForWorker;
-use mesh_api::worker::{ResolveDestination, ResolveSource};
+use mesh_api::worker::{Limits, ResolveDestination, ResolveSource};
 use tokio::sync::watch;
 
 use super::Session;
@@ -20,6 +20,8 @@ pub(super) struct Told {
     policy: Option<String>,
     /// The worker has said that it is in force.
     applied: bool,
+    /// Limits that the worker was sent last; of an adopted one they are not known.
+    pub(super) limits: Option<Limits>,
     /// Version whose policy equals the one sent last, and whose answers the worker has.
     current: Arc<str>,
     /// The policy is another than the one sent last.
@@ -37,6 +39,7 @@ impl Told {
             lookups: Lookups::default(),
             policy: None,
             applied: false,
+            limits: None,
             current: Arc::default(),
             policy_due: true,
             due: false,
@@ -81,6 +84,10 @@ impl Session<'_> {
         if let Some(view) = discovery.known() {
             self.told.policy_due |= self.task.follow_discovery(&view);
             drop(view);
+            let limits = self.task.limits();
+            if self.told.limits.replace(limits) != Some(limits) {
+                self.post(ForWorker::Limits(limits));
+            }
             self.tell_worker();
         }
     }

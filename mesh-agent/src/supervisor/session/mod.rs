@@ -140,13 +140,19 @@ impl<'a> Session<'a> {
     /// First words to a worker that was just started.
     pub(super) fn greet(&mut self) -> io::Result<()> {
         self.task.legacy.drop_dead();
-        let (fds, duplicates) = self.task.legacy.hand_over()?;
+        let (mut fds, mut duplicates) = self.task.legacy.hand_over()?;
+        if let Some((kind, fd)) = self.task.memory_used() {
+            fds.push(kind);
+            duplicates.push(fd);
+        }
+        let limits = self.task.limits();
+        self.told.limits = Some(limits);
         let start = Start {
             protocol_version: WORKER_PROTOCOL_VERSION,
             instance: self.task.shared.config.instance.clone(),
             node: self.task.shared.config.node.clone(),
             pod: Some(self.task.introduction()),
-            limits: None,
+            limits: Some(limits),
             fds,
         };
         let message = Some(ForWorker::Start(start));
@@ -206,6 +212,7 @@ impl<'a> Session<'a> {
                     Err(_) => return self.bury(END_PATIENCE).await,
                 },
                 _ = self.task.watch.due() => {
+                    self.task.settle_budget();
                     if self.task.look() {
                         self.bury(Duration::ZERO).await;
                         return SessionEnd::Unserved;

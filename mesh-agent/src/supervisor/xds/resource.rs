@@ -51,15 +51,17 @@ pub(super) enum Kind {
 /// A resource that was read.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Read {
-    Address(Entry),
+    Address(Box<Entry>),
     Policy(PolicyEntry),
 }
 
 impl Read {
     pub(super) fn kind(&self) -> Kind {
         match self {
-            Self::Address(Entry::Workload(_)) => Kind::Workload,
-            Self::Address(Entry::Service(_)) => Kind::Service,
+            Self::Address(entry) => match **entry {
+                Entry::Workload(_) => Kind::Workload,
+                Entry::Service(_) => Kind::Service,
+            },
             Self::Policy(PolicyEntry::Authorization(_)) => Kind::Authorization,
             Self::Policy(PolicyEntry::Authentication(_)) => Kind::Authentication,
         }
@@ -67,8 +69,10 @@ impl Read {
 
     fn name(&self) -> String {
         match self {
-            Self::Address(Entry::Workload(workload)) => workload.uid.to_string(),
-            Self::Address(Entry::Service(service)) => service.key.to_string(),
+            Self::Address(entry) => match &**entry {
+                Entry::Workload(workload) => workload.uid.to_string(),
+                Entry::Service(service) => service.key.to_string(),
+            },
             Self::Policy(policy) => policy.resource_name(),
         }
     }
@@ -119,13 +123,14 @@ impl Change {
     }
 }
 
-/// Whether more of it than health and locality is another now.
+/// Whether more of it than health, locality and its worker's budget is another now.
 fn put_workload(mesh: &mut Mesh, workload: Workload) -> bool {
     let same = mesh.workload(&workload.uid).is_some_and(|old| {
         workload
             == Workload {
                 health: workload.health,
                 locality: workload.locality.clone(),
+                budget: workload.budget,
                 ..(**old).clone()
             }
     });
@@ -149,7 +154,7 @@ fn put_service(mesh: &mut Mesh, service: Service) -> bool {
 /// Puts in what was read.
 pub(super) fn put(read: Read) -> Change {
     match read {
-        Read::Address(entry) => Change::Put(Box::new(entry)),
+        Read::Address(entry) => Change::Put(entry),
         Read::Policy(entry) => Change::PutPolicy(Box::new(entry)),
     }
 }
@@ -191,7 +196,7 @@ pub(super) fn read(
         ResourceType::Address => {
             let address = Address::decode(bytes).map_err(|e| e.to_string())?;
             let entry = Entry::from_wire(&address, trust_domain).map_err(|e| e.to_string())?;
-            Read::Address(entry)
+            Read::Address(Box::new(entry))
         }
         ResourceType::Policy => {
             let policy = Policy::decode(bytes).map_err(|e| e.to_string())?;

@@ -188,6 +188,8 @@ pub(super) struct Options {
     pub(super) protocol_version: u32,
     /// What it starts with; all members in both directions if not said otherwise.
     pub(super) policy: Option<PodPolicy>,
+    /// What it takes for the `memory.current` of its cgroup.
+    pub(super) memory_used: Option<OwnedFd>,
 }
 
 impl Default for Options {
@@ -198,6 +200,7 @@ impl Default for Options {
             certificates: usize::MAX,
             protocol_version: WORKER_PROTOCOL_VERSION,
             policy: Some(members()),
+            memory_used: None,
         }
     }
 }
@@ -236,7 +239,7 @@ impl TestPod {
     }
 
     /// A pod whose worker has all it was sent, ready or not.
-    pub(super) fn begin(mesh: &Arc<Mesh>, name: &str, options: Options) -> Self {
+    pub(super) fn begin(mesh: &Arc<Mesh>, name: &str, mut options: Options) -> Self {
         let ip = next_ip();
         // The worker would make what is missing, on addresses that other tests have too; so
         // the IPv6 ones are stand-ins that nobody dials.
@@ -248,10 +251,11 @@ impl TestPod {
             (FdKind::PlaintextV6, 0),
             (FdKind::HboneV6, 0),
         ];
-        let fds = kinds
+        let mut fds: Vec<_> = kinds
             .map(|(kind, port)| (kind as i32, listener(SocketAddr::new(ip, port))))
-            .into_iter()
-            .collect();
+            .into();
+        let memory_used = options.memory_used.take();
+        fds.extend(memory_used.map(|fd| (FdKind::MemoryUsed as i32, fd)));
         Self::launch(mesh, name, ip, options, fds)
     }
 

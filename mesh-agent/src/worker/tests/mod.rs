@@ -3,6 +3,7 @@
 
 mod balance;
 mod batches;
+mod budgets;
 mod bulk;
 mod failover;
 mod handshake;

@@ -1,6 +1,7 @@
 //! What one object can't know: names that must exist, names and addresses that must be
 //! unique.
 
+mod budget;
 mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -156,6 +157,10 @@ fn names(found: &Found, mistakes: &mut Vec<Mistake>) {
     for Placed { object, place } in &found.service_policies {
         let schema::policy::Metadata { name, .. } = &object.metadata;
         see("ServicePolicy", object.namespace(), &name.0, place);
+    }
+    for Placed { object, place } in &found.budgets {
+        let schema::policy::Metadata { name, .. } = &object.metadata;
+        see("WorkerBudget", object.namespace(), &name.0, place);
     }
 }
 

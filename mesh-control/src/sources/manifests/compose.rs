@@ -5,6 +5,7 @@ mod traffic;
 
 use std::collections::BTreeMap;
 
+use mesh_core::budget::{self, Fields};
 use mesh_core::identity::{Identity, TrustDomain};
 use mesh_core::model::{Enrolment, Health, Locality, Mesh, Service, ServiceKey, Workload};
 use mesh_core::sharing::shared_identities;
@@ -22,11 +23,13 @@ pub(super) fn compose(
     trust_domain: &TrustDomain,
 ) -> Result<Mesh, ManifestFault> {
     let surroundings = Surroundings::new(found, trust_domain);
+    let budgets = policy::budgets(found);
     let mut mesh = Mesh::default();
     let mut mistakes = Vec::new();
     for pod in found.pods.iter().filter(|pod| placed(&pod.object)) {
         match workload(pod, found, &surroundings) {
-            Ok(workload) => {
+            Ok(mut workload) => {
+                workload.budget = budget::resolve(&budgets, &workload);
                 mesh.insert_workload(workload);
             }
             Err(error) => {
@@ -153,6 +156,7 @@ fn workload(
         services: services
             .map(|s| (key_of(&s.object), target_ports(&s.object, &pod.object)))
             .collect(),
+        budget: Fields::default(),
     })
 }
 

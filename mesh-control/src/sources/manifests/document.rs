@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::Mistake;
 use super::locate::{self, Step};
+use super::schema::budget::WorkerBudget;
 use super::schema::policy::{API_VERSION, Authentication, Authorization, Object};
 use super::schema::traffic::ServicePolicy;
 use super::schema::{Head, Label, Name, Named, Pod, Service};
@@ -61,6 +62,7 @@ pub(super) struct Found {
     pub(super) authorizations: Vec<Placed<Object<Authorization>>>,
     pub(super) authentications: Vec<Placed<Object<Authentication>>>,
     pub(super) service_policies: Vec<Placed<Object<ServicePolicy>>>,
+    pub(super) budgets: Vec<Placed<Object<WorkerBudget>>>,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<Mistake>,
 }
@@ -98,9 +100,12 @@ fn read_document(place: &Place, found: &mut Found) {
         "ServicePolicy" => {
             parse_own(&head, place).map(|object| put(&mut found.service_policies, object, place))
         }
+        "WorkerBudget" => {
+            parse_own(&head, place).map(|object| put(&mut found.budgets, object, place))
+        }
         other => {
             let what = format!(
-                "{other:?} is skipped: Namespace, ServiceAccount, Pod, Service, Node, AuthorizationPolicy, AuthenticationPolicy and ServicePolicy are read here"
+                "{other:?} is skipped: Namespace, ServiceAccount, Pod, Service, Node, AuthorizationPolicy, AuthenticationPolicy, ServicePolicy and WorkerBudget are read here"
             );
             let warning = place.mistake(&["kind".into()], what);
             return found.warnings.push(warning);

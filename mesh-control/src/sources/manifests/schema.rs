@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
+pub(super) mod budget;
 pub(super) mod policy;
 pub(super) mod traffic;
 pub(super) mod values;

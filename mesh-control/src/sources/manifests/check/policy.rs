@@ -23,13 +23,13 @@ const MAX_CHECKS: usize = 8;
 type Services<'a> = BTreeMap<(&'a str, &'a str), &'a Service>;
 
 /// Notes mistakes in one document.
-struct Notes<'a> {
+pub(super) struct Notes<'a> {
     place: &'a Place,
     mistakes: &'a mut Vec<Mistake>,
 }
 
 impl Notes<'_> {
-    fn note(&mut self, path: &[Step], what: impl Into<String>) {
+    pub(super) fn note(&mut self, path: &[Step], what: impl Into<String>) {
         self.mistakes.push(self.place.mistake(path, what));
     }
 }
@@ -66,6 +66,15 @@ pub(super) fn check(found: &Found, mistakes: &mut Vec<Mistake>) {
                 "says nothing: give mode, ports, or both, with Strict or Permissive",
             );
         }
+    }
+    for placed in &found.budgets {
+        let notes = &mut Notes {
+            place: &placed.place,
+            mistakes,
+        };
+        let spec = &placed.object.spec;
+        target(&placed.object, spec.target.as_ref(), &services, notes);
+        super::budget::check(spec, notes);
     }
     let mut first = BTreeMap::new();
     for placed in &found.service_policies {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use mesh_core::budget::WorkerBudget;
 use mesh_core::identity::{Identity, IdentityError, TrustDomain};
 use mesh_core::model::{Mesh, ServiceKey, Workload};
 use mesh_core::policy::{
@@ -47,6 +48,18 @@ pub(super) fn insert(
     let mut warnings = Warnings::new(found, mesh, trust_domain).all(found);
     found.warnings.append(&mut warnings);
     Ok(())
+}
+
+/// The budgets of workers.
+pub(super) fn budgets(found: &Found) -> Vec<WorkerBudget> {
+    let objects = found.budgets.iter().map(|placed| &placed.object);
+    objects
+        .map(|object| WorkerBudget {
+            key: object.key(),
+            target: target(object.spec.target.as_ref(), object.namespace()),
+            fields: object.spec.fields(),
+        })
+        .collect()
 }
 
 fn authorization(
@@ -185,6 +198,10 @@ impl<'a> Warnings<'a> {
             }
         }
         for placed in &found.authentications {
+            let target = placed.object.spec.target.as_ref();
+            warnings.extend(self.selects_none(&placed.object, target, &placed.place));
+        }
+        for placed in &found.budgets {
             let target = placed.object.spec.target.as_ref();
             warnings.extend(self.selects_none(&placed.object, target, &placed.place));
         }
