@@ -108,7 +108,7 @@ fields! {
     /// and without it a limit only makes latency.
     cpu_max_millicores = "cpuMaxMillicores", 0, 10..=1_024_000;
     /// Memory, kernel memory and on cgroup v2 socket buffers included, in MiB. An idle worker has
-    /// 8 MiB; the default's rest is for what `connections` and `buffered_mib` allow at their most.
+    /// one MiB; the default's rest is for what `connections` and `buffered_mib` allow at their most.
     memory_max_mib = "memoryMaxMib", 1_024, 64..=1_048_576;
     /// Connections of both directions at a time. An idle one takes some 5 KiB.
     connections = "connections", 20_000, 1..=500_000;

@@ -121,7 +121,7 @@ fn a_budget_holds_live_for_its_pods_only_and_is_reported() {
     let status = lab.agent(0).pod_status(lab.pod(CLIENT)).unwrap();
     assert!(status["cpu_us"].as_u64().unwrap() > 0, "{status}");
     assert!(
-        status["memory_bytes"].as_u64().unwrap() > 1 << 20,
+        status["memory_bytes"].as_u64().unwrap() > 100 << 10,
         "{status}"
     );
     let by = status["budget"][0].as_str().unwrap();

@@ -7,12 +7,17 @@ use mesh_api::worker::Counter;
 /// Most series one worker may report: a seized one shall not fill the supervisor's memory.
 const MAX_SERIES: usize = 1_024;
 
+/// Names that are the supervisor's to count: a worker says nothing of them.
+const OWN: &str = "nodemesh_supervisor_";
+
 type Series = (String, String);
 
 /// Sums of the workers that have ended, and what the present one said last.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     ended: BTreeMap<Series, u64>,
+    /// What the supervisor itself counts of the pod.
+    own: BTreeMap<Series, u64>,
     present: BTreeMap<Series, u64>,
 }
 
@@ -28,10 +33,22 @@ fn is_well_formed(counter: &Counter) -> bool {
                 .bytes()
                 .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
     };
-    counter.name.starts_with("nodemesh_") && word(&counter.name) && word(&counter.label)
+    counter.name.starts_with("nodemesh_")
+        && !counter.name.starts_with(OWN)
+        && word(&counter.name)
+        && word(&counter.label)
 }
 
 impl Counters {
+    /// Counts one more of what the supervisor sees of the pod's workers.
+    pub(super) fn count(&mut self, name: &str, label: &str) {
+        debug_assert!(name.starts_with(OWN));
+        *self
+            .own
+            .entry((name.to_owned(), label.to_owned()))
+            .or_default() += 1;
+    }
+
     /// The present worker's counters.
     pub(super) fn update(&mut self, counters: &[Counter]) {
         let taken = counters
@@ -58,6 +75,7 @@ impl Counters {
     /// Everything, summed.
     pub(super) fn totals(&self) -> Vec<Counter> {
         let mut totals = self.ended.clone();
+        totals.extend(self.own.clone());
         for (series, value) in &self.present {
             let sum = totals.entry(series.clone()).or_default();
             *sum = sum.saturating_add(*value);
@@ -80,6 +98,18 @@ mod tests {
             label: "outbound".to_owned(),
             value,
         }
+    }
+
+    #[test]
+    fn what_the_supervisor_counts_is_not_the_workers_to_say() {
+        let mut counters = Counters::default();
+        let name = "nodemesh_supervisor_messages_total";
+        counters.count(name, "outbound");
+        counters.count(name, "outbound");
+        counters.update(&[counter(name, 1_000)]);
+        counters.worker_ended();
+        counters.update(&[counter(name, 1_000)]);
+        assert_eq!(counters.totals(), [counter(name, 2)]);
     }
 
     #[test]

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 
+use super::budget::NodeBudget;
 use super::config::Config;
 use super::control::Control;
 use super::discovery::Discovery;
@@ -28,6 +30,8 @@ pub(super) struct Shared {
     /// Some pod's report has changed.
     pub(super) news: Arc<Notify>,
     pub(super) kernel: KernelRules,
+    /// What of the supervisor's and control's work the workers share.
+    pub(super) work: NodeBudget,
     capture: Mutex<Capture>,
     pods: Mutex<BTreeMap<PodKey, PodHandle>>,
 }
@@ -59,6 +63,7 @@ impl Shared {
             records,
             news: Arc::default(),
             kernel: KernelRules::default(),
+            work: NodeBudget::new(Instant::now()),
             capture: Mutex::new(capture),
             pods: Mutex::default(),
         }

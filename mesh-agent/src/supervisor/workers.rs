@@ -310,7 +310,12 @@ impl PodTask {
     }
 
     async fn await_restart(&mut self, lived: Duration, how: &str) -> Flow {
-        let wait = self.policy.after(lived);
+        let now = Instant::now();
+        let own = self.policy.after(lived);
+        let wait = own.max(self.shared.work.restart(now) - now);
+        if !wait.is_zero() {
+            self.held_back("restarts");
+        }
         if !self.is_captured() {
             self.unserved(Unserved::Worker(how.to_owned()), None);
         }
@@ -368,6 +373,12 @@ impl PodTask {
                 () = tokio::time::sleep_until(end) => return Flow::Go,
             }
         }
+    }
+
+    /// Something of the pod's worker had to wait for its, or the node's, budget of work.
+    pub(super) fn held_back(&mut self, what: &str) {
+        self.counters
+            .count("nodemesh_supervisor_held_back_total", what);
     }
 
     /// What a worker is told of its pod.

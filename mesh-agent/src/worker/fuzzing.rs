@@ -67,7 +67,7 @@ pub fn hbone_request(method: &[u8], target: &[u8], forwarded: &[&[u8]]) {
         pod: Some(pod()),
         ..Start::default()
     };
-    let Ok(context) = Context::new(&start, outbox, Box::new(NoHooks)) else {
+    let Ok(context) = Context::new(&start, None, outbox, Box::new(NoHooks)) else {
         unreachable!("the pod is a valid one");
     };
     let Ok(method) = Method::from_bytes(method) else {
@@ -108,7 +108,7 @@ pub fn supervisor_messages<'a>(start: &[u8], messages: impl Iterator<Item = &'a 
         ..start
     };
     let (outbox, _queue) = Outbox::new();
-    let Ok(context) = Context::new(&start, outbox, Box::new(NoHooks)) else {
+    let Ok(context) = Context::new(&start, None, outbox, Box::new(NoHooks)) else {
         return;
     };
     let Ok(key) = PodKey::generate() else {
@@ -153,7 +153,7 @@ pub fn policy_is_taken(changes: &[Vec<u8>]) {
         pod: Some(pod()),
         ..Start::default()
     };
-    let Ok(context) = Context::new(&start, outbox, Box::new(NoHooks)) else {
+    let Ok(context) = Context::new(&start, None, outbox, Box::new(NoHooks)) else {
         unreachable!("the pod is a valid one");
     };
     let mut batch = Batch::default();

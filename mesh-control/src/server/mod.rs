@@ -1,6 +1,7 @@
 //! The gRPC server: three services over TLS, and the server's own certificate kept fresh.
 
 pub mod caller;
+mod meter;
 mod node;
 mod signing;
 mod tls;
@@ -106,6 +107,7 @@ impl Server {
             authority: self.authority,
             directory: self.registry.subscribe(),
             audit: self.audit.clone(),
+            meter: meter::Meter::default(),
         };
         let discovery = Discovery {
             gate,

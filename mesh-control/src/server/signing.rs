@@ -1,6 +1,7 @@
 //! Signs workloads' certificates, for the nodes their pods are bound to.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use mesh_api::ca::istio_certificate_service_server::IstioCertificateService;
 use mesh_api::ca::{IstioCertificateRequest, IstioCertificateResponse};
@@ -11,6 +12,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use super::caller::Gate;
+use super::meter::Meter;
 use crate::audit::{Audit, Event};
 use crate::ca::{Authority, IssueFault, Issued, RequestedKey};
 use crate::registry::Directory;
@@ -28,6 +30,8 @@ pub(super) struct Signing {
     pub(super) directory: watch::Receiver<Arc<Directory>>,
     /// Where everything is recorded.
     pub(super) audit: Arc<Audit>,
+    /// How often each node may ask.
+    pub(super) meter: Meter,
 }
 
 impl Signing {
@@ -70,6 +74,15 @@ impl IstioCertificateService for Signing {
         let node = &caller.identity;
         let asked = impersonated(&request);
         let subject: String = asked.unwrap_or("-").chars().take(256).collect();
+        if let Err(refused) = self.meter.admit(node.node(), Instant::now()) {
+            // Once, until the node has asked less.
+            if refused.first {
+                let subject = format!("{subject:?}");
+                self.audit
+                    .record(Event::WorkloadRefused, node.node(), subject, refused);
+            }
+            return Err(Status::resource_exhausted(refused.to_string()));
+        }
         match self.sign(node, asked, &request) {
             Ok(issued) => {
                 let detail = format_args!("serial {}", issued.leaf.serial);

@@ -10,11 +10,18 @@ use crate::supervisor::signing::{Signing, SigningEvent};
 impl Session<'_> {
     /// One request after the other, and not too many: control serves every node.
     pub(super) fn asked_to_sign(&mut self, csr: Vec<u8>) {
+        // The last one counts, at the turn of the first.
+        if let Some((_, waiting)) = &mut self.sign_later {
+            *waiting = csr;
+            return;
+        }
         let now = Instant::now();
-        let at = self.signed_at.map_or(now, |last| last + SIGNING_INTERVAL);
+        let own = self.signed_at.map_or(now, |last| last + SIGNING_INTERVAL);
+        let at = own.max(self.task.shared.work.signing(now));
         if at <= now {
             self.sign(csr, now);
         } else {
+            self.task.held_back("signing");
             self.sign_later = Some((at, csr));
         }
     }

@@ -84,6 +84,8 @@ pub(super) struct Session<'a> {
     outbox: Outbox,
     told: Told,
     budget: Budget,
+    /// Its budget is used up, so nothing is read.
+    closed: bool,
     lines: events::LineBudget,
     signing: Option<Signing>,
     signed_at: Option<Instant>,
@@ -115,6 +117,7 @@ impl<'a> Session<'a> {
             death,
             outbox: Outbox::new(),
             budget: Budget::new(now),
+            closed: false,
             lines: events::LineBudget::new(now),
             signing: None,
             signed_at: None,
@@ -183,7 +186,7 @@ impl<'a> Session<'a> {
     pub(super) async fn run(&mut self) -> SessionEnd {
         loop {
             let backlog = self.outbox.len() >= OUTBOX_LIMIT;
-            let closed_until = self.budget.closed_until();
+            let closed_until = self.closed_until();
             let sign_at = self.sign_later.as_ref().map(|(at, _)| *at);
             let wake = [self.deadline, self.enrol_at, sign_at, closed_until];
             let wake = wake.into_iter().flatten().min();
@@ -231,6 +234,20 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Until when nothing more is to be read from the worker. That it is so is counted and told.
+    fn closed_until(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let until = self.budget.closed_until(&self.task.shared.work, now);
+        if until.is_some() && !self.closed {
+            self.task.held_back("messages");
+            if self.lines.allow(now) {
+                tracing::warn!(pod = %self.task.record.key, "the worker sends more messages than its budget allows: they are read more slowly");
+            }
+        }
+        self.closed = until.is_some();
+        until
+    }
+
     fn tick(&mut self) -> Result<(), String> {
         let now = Instant::now();
         if self.deadline.is_some_and(|at| at <= now) {
@@ -245,9 +262,6 @@ impl<'a> Session<'a> {
         if let Some((_, csr)) = self.sign_later.take_if(|(at, _)| *at <= now) {
             self.sign(csr, now);
         }
-        if self.budget.closed_until().is_some_and(|at| at <= now) {
-            self.budget.refill(now);
-        }
         Ok(())
     }
 
@@ -260,7 +274,10 @@ impl<'a> Session<'a> {
 
     /// Takes one message; what can't be is the fault of a broken or seized worker.
     fn hear(&mut self, message: Option<FromWorker>, fds: Vec<Handed>) -> Result<(), String> {
-        self.budget.spend(Instant::now());
+        self.budget.spend(&self.task.shared.work, Instant::now());
+        self.task
+            .counters
+            .count("nodemesh_supervisor_messages_total", "");
         let Some(message) = message else {
             return Ok(());
         };

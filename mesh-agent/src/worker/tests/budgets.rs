@@ -72,6 +72,14 @@ async fn connections_beyond_the_rate_are_refused_and_what_stands_goes_on() {
     assert_eq!(a.count(REFUSED[0], Reason::ConnectionRate.code()).await, 0);
     a.send(to_worker::Message::Limits(Limits::default()));
     // The queue is worked off, and whoever comes is served again.
+    within("the queue to be worked off", async {
+        let mut done = 0;
+        while done < 61 {
+            done = a.count("nodemesh_connections_total", "outbound").await
+                + a.count(REFUSED[1], Reason::ConnectionRate.code()).await;
+        }
+    })
+    .await;
     let (mut late, mut server) = flow(&a, &listener).await;
     ping(&mut late, &mut server).await;
 }
@@ -118,6 +126,8 @@ async fn tunnels_beyond_the_limit_are_refused_by_their_server() {
     c.dial_in_vain(at).await;
     ping(&mut client, &mut server).await;
     b.send(to_worker::Message::Limits(Limits::default()));
+    // Messages are taken in order: what is answered after it is after it.
+    assert_eq!(b.count("nodemesh_tunnels_open", "inbound").await, 1);
     flow(&c, &listener).await;
 }
 
