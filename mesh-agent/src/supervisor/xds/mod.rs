@@ -254,11 +254,12 @@ impl XdsState {
         let mut state = Self::new(trust_domain);
         let mut faults = Vec::new();
         for resource in snapshot.resources {
+            // A body of a type that is not known here can only be that of a policy that can't be
+            // read: what stands in for it must not be lost.
             let url = resource.resource.as_ref().map(|any| any.type_url.as_str());
-            match url.and_then(ResourceType::of) {
-                Some(kind) => faults.extend(state.stage(kind, resource).err()),
-                None => faults.push(format!("{:?}: unknown type {url:?}", resource.name)),
-            }
+            let kind = url.and_then(ResourceType::of);
+            let kind = kind.unwrap_or(ResourceType::Policy);
+            faults.extend(state.stage(kind, resource).err());
         }
         let commit = state.commit(snapshot.system_version_info);
         Ok((state, commit, faults))
