@@ -15,16 +15,26 @@ use crate::wait;
 /// # Errors
 /// If there is none.
 pub fn mount_point() -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
+    let mounts = mounts(|kind| kind == "cgroup2")?.into_iter().next();
     mounts
-        .lines()
-        .find_map(|line| {
-            let (left, right) = line.split_once(" - ")?;
-            (right.split(' ').next()? == "cgroup2")
-                .then(|| left.split(' ').nth(4))?
-                .map(PathBuf::from)
-        })
         .context("no cgroup2 mount in /proc/self/mountinfo: mount one (mount -t cgroup2 none DIR)")
+}
+
+/// The mounts of cgroups of any version: on hybrid machines budgets are in v1.
+///
+/// # Errors
+/// If mounts can't be read.
+pub fn mount_points() -> Result<Vec<PathBuf>> {
+    mounts(|kind| kind.starts_with("cgroup"))
+}
+
+fn mounts(wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
+    let mounts = mounts.lines().filter_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        wanted(right.split(' ').next()?).then(|| left.split(' ').nth(4))?
+    });
+    Ok(mounts.map(PathBuf::from).collect())
 }
 
 /// A control group; its processes are killed and it is removed when this is dropped.

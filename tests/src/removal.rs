@@ -26,10 +26,12 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 /// Removes whatever carries the prefix: processes first (so that no supervisor starts a
 /// worker anew), then pins, cgroups, namespaces, files.
 pub(crate) fn remove(prefix: &str) {
-    let groups = cgroup::mount_point().ok();
-    if let Some(root) = &groups {
+    // The one with the processes first: others are empty then.
+    let mut groups: Vec<PathBuf> = cgroup::mount_point().into_iter().collect();
+    groups.extend(cgroup::mount_points().unwrap_or_default());
+    for root in groups {
         report(cgroup::remove(&root.join(cgroup_name(prefix))));
-        for path in named_like(root, &instance_name(prefix)) {
+        for path in named_like(&root, &instance_name(prefix)) {
             report(cgroup::remove(&path));
         }
     }
@@ -55,7 +57,7 @@ fn report(result: anyhow::Result<()>) {
 #[must_use]
 pub fn leftovers(prefix: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    if let Ok(root) = cgroup::mount_point() {
+    for root in cgroup::mount_points().unwrap_or_default() {
         found.extend(named_like(&root, &cgroup_name(prefix)));
         found.extend(named_like(&root, &instance_name(prefix)));
     }
@@ -76,7 +78,7 @@ pub(crate) fn remove_stale() {
     look(Path::new(netns::FOLDER), "");
     look(Path::new(BPFFS), "nodemesh-");
     look(&std::env::temp_dir(), "");
-    if let Ok(root) = cgroup::mount_point() {
+    for root in cgroup::mount_points().unwrap_or_default() {
         look(&root, "nmlab-");
         look(&root, "nodemesh-");
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Lab, Pod, pins, wait};
+use crate::{Lab, Pod, cgroup, pins, wait};
 
 /// How long what is being closed may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -42,7 +42,7 @@ impl Held {
                 held.count(format!("node {node}: entries of {map}"), entries);
             }
             held.count(format!("node {node}: links"), pins::links(agent)?.len());
-            let folders = cgroup_mounts()?;
+            let folders = cgroup::mount_points()?;
             let below =
                 |mount: &PathBuf| folders_in(&mount.join(format!("nodemesh-{}", agent.instance)));
             held.count(
@@ -154,18 +154,6 @@ impl fmt::Display for Held {
             sum("cgroups"),
         )
     }
-}
-
-/// Where cgroups of any version are.
-fn cgroup_mounts() -> Result<Vec<PathBuf>> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let mounts = mounts.lines().filter_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        right
-            .starts_with("cgroup")
-            .then(|| left.split(' ').nth(4))?
-    });
-    Ok(mounts.map(PathBuf::from).collect())
 }
 
 /// How many folders there are below, this one included.
