@@ -1,6 +1,6 @@
 //! Traffic that goes on while other things happen, to the lab's own server.
 
-use std::io::{self, BufRead, BufReader, Error, Write};
+use std::io::{self, BufRead, BufReader, Error, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,11 +36,10 @@ impl Conversation {
     /// # Errors
     /// If the connection fails, or the line is another.
     pub fn greeted(&mut self) -> io::Result<()> {
-        let stream = self.0.get_ref();
-        let (own, to) = (stream.local_addr()?, stream.peer_addr()?);
-        let expected = format!("accept={own} peer={own} local={to}\n");
         let mut line = String::new();
         self.0.read_line(&mut line)?;
+        let [own, to] = self.names()?;
+        let expected = format!("accept={own} peer={own} local={to}\n");
         match line == expected {
             true => Ok(()),
             false => Err(Error::other(format!("{expected:?} was due, got {line:?}"))),
@@ -53,7 +52,12 @@ impl Conversation {
     /// If the connection is gone.
     pub fn names(&self) -> io::Result<[SocketAddr; 2]> {
         let stream = self.0.get_ref();
-        Ok([stream.local_addr()?, stream.peer_addr()?])
+        let peer = stream.peer_addr().map_err(|error| match error.kind() {
+            // It had one until it was reset.
+            ErrorKind::NotConnected => Error::from_raw_os_error(libc::ECONNRESET),
+            _ => error,
+        });
+        Ok([stream.local_addr()?, peer?])
     }
 
     /// Sends a number and has it echoed.
