@@ -108,6 +108,13 @@ impl Streams {
 }
 
 impl Direction {
+    /// Whether it neither began nor carried a byte while the capture ran: such are the RST and ACK
+    /// that a kernel sends for connections that it does not know.
+    #[must_use]
+    pub fn is_bare(&self) -> bool {
+        self.initial.is_none() && self.segments.is_empty()
+    }
+
     /// All its bytes, from the first after SYN.
     ///
     /// # Errors
