@@ -1,6 +1,7 @@
 //! Which processor programs run on, and whether they give way to all others.
 
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -52,5 +53,35 @@ impl Place {
             anyhow::ensure!(set == 0, "SCHED_IDLE: {}", std::io::Error::last_os_error());
         }
         Ok(())
+    }
+}
+
+/// How long a process may run before the scheduler chooses anew, if others want to run as well
+/// (sched(7)).
+///
+/// # Errors
+/// If there is no such process.
+pub fn slice(pid: i32) -> Result<Duration> {
+    // SAFETY: a struct of numbers, which may all be zero.
+    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+    let size = size_of::<libc::sched_attr>();
+    // SAFETY: the kernel writes at most `size` bytes to `attributes`, which has as many.
+    let got = unsafe { libc::syscall(libc::SYS_sched_getattr, pid, &raw mut attributes, size, 0) };
+    let error = std::io::Error::last_os_error();
+    anyhow::ensure!(got == 0, "the slice of process {pid}: {error}");
+    Ok(Duration::from_nanos(attributes.sched_runtime))
+}
+
+/// Version of the running kernel: its first two numbers.
+///
+/// # Errors
+/// If it is not like that.
+pub fn kernel() -> Result<[u32; 2]> {
+    let uname = nix::sys::utsname::uname()?;
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut numbers = release.split('.').map_while(|part| part.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) => Ok([major, minor]),
+        _ => anyhow::bail!("the kernel's release is {release:?}"),
     }
 }

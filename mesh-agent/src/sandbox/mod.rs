@@ -21,6 +21,7 @@ mod limits;
 pub(crate) mod privileges;
 mod root;
 pub(crate) mod seccomp;
+pub(crate) mod slice;
 mod spawn;
 
 use std::io;

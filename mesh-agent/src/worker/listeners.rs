@@ -18,7 +18,7 @@ use super::admission::Way;
 use super::context::Context;
 use super::fault::Direction;
 use super::metrics::Count;
-use super::socket;
+use super::{socket, turn};
 
 /// Every kind of listener.
 pub(crate) const KINDS: [FdKind; 6] = [
@@ -122,6 +122,7 @@ impl Listeners {
                     Some(listener) => match listener.accept().await {
                         Ok((stream, peer)) => {
                             rest = REST.0;
+                            turn::give_way();
                             match context.admission.rate(way) {
                                 Ok(()) => drop(tokio::task::spawn_local(serve(stream, peer))),
                                 Err(fault) => {

@@ -38,6 +38,7 @@ mod socket;
 mod sources;
 mod tls;
 mod tunnel;
+mod turn;
 
 #[cfg(test)]
 mod tests;
@@ -89,6 +90,8 @@ fn run_with(channel: OwnedFd, hooks: Box<dyn CaptureHooks>) -> anyhow::Result<()
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
+        .on_thread_park(turn::wait_begins)
+        .on_thread_unpark(turn::wait_ends)
         .build()
         .context("starting the worker's runtime failed")?;
     LocalSet::new().block_on(&runtime, serve(channel, hooks))

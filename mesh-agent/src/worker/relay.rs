@@ -21,7 +21,7 @@ use super::chunk::{CHUNK, Chunk, InFlight, Read, read_app};
 use super::context::Context;
 use super::fault::{Direction, Fault};
 use super::metrics::{Count, Metrics};
-use super::socket;
+use super::{socket, turn};
 
 /// How long a reset by the app waits for what the app had sent before.
 const FLUSH_BEFORE_RESET: Duration = Duration::from_secs(1);
@@ -344,6 +344,7 @@ impl<'a> Queue<'a> {
 
     /// One write; says how many bytes the socket took.
     fn write_to(&mut self, app: &TcpStream) -> io::Result<usize> {
+        turn::give_way();
         let mut slices = [IoSlice::new(&[]); SLICES];
         let mut used = 0;
         let mut offered = 0;

@@ -7,6 +7,7 @@ mod churn;
 mod door;
 mod faults;
 mod http2;
+mod turns;
 
 use std::time::Duration;
 
@@ -71,9 +72,13 @@ impl Stage {
 
     /// A load beside the victim. It costs nobody a worker.
     fn load(&self, load: Load, at_once: usize) -> Achieved {
+        self.load_for(TIME, load, at_once)
+    }
+
+    fn load_for(&self, time: Duration, load: Load, at_once: usize) -> Achieved {
         let before = self.workers();
-        let achieved = self.beside(TIME, || {
-            let running = load.start(&self.site(), at_once, TIME).unwrap();
+        let achieved = self.beside(time, || {
+            let running = load.start(&self.site(), at_once, time).unwrap();
             running.finish()
         });
         let achieved = achieved.unwrap_or_else(|e| panic!("{e:#}\n{}", self.lab.log_tails()));

@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, setrlimit};
 
 use super::config::Config;
 use crate::sandbox::confine::require_single_thread;
-use crate::sandbox::privileges;
+use crate::sandbox::{privileges, slice};
 
 /// A capability by its number (`linux/capability.h`), its name, and what it is kept for.
 struct Kept {
@@ -82,6 +82,8 @@ pub(super) fn confine(config: &Config) -> anyhow::Result<()> {
     require_single_thread()?;
     // The node's key is in this memory.
     setrlimit(Resource::RLIMIT_CORE, 0, 0).context("refusing core dumps of the supervisor")?;
+    // Inherited by the workers.
+    slice::ask().context("asking for short slices of the processor")?;
     let all = KEPT.iter().fold(0, |all, kept| all | bit(kept));
     privileges::keep_only(all).context("giving up the supervisor's other capabilities")?;
     privileges::refuse_new_code().context("refusing the supervisor executable memory")?;

@@ -8,6 +8,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::worker::turn;
+
 /// Bytes asked of the socket at a time.
 const AHEAD: usize = 64 * 1024;
 /// Buffers kept for reuse in a thread.
@@ -62,6 +64,7 @@ impl AsyncRead for ReadAhead {
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.buffer.is_empty() {
+            turn::give_way();
             ready!(self.stream.poll_read_ready(cx))?;
             let mut buffer = SPARE
                 .with_borrow_mut(Vec::pop)
@@ -88,6 +91,7 @@ impl AsyncWrite for ReadAhead {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        turn::give_way();
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -96,6 +100,7 @@ impl AsyncWrite for ReadAhead {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        turn::give_way();
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
