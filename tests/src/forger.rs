@@ -91,8 +91,18 @@ impl Forger {
     /// If the mesh was not started, or its PKI can't be read.
     pub fn new(lab: &Lab) -> Result<Self> {
         let pki = &lab.mesh.as_ref().context("the mesh is not running")?.pki;
-        let key = KeyPair::from_pem(&fs::read_to_string(pki.join("ca-key.pem"))?)?;
-        let issuer_der = CertificateDer::from_pem_file(pki.join("ca-cert.pem"))?;
+        Self::from_files(&pki.join("ca-key.pem"), &pki.join("ca-cert.pem"))
+    }
+
+    /// Takes another mesh's signer, from PEM files.
+    ///
+    /// # Errors
+    /// If they can't be read.
+    pub fn from_files(key: &Path, certificate: &Path) -> Result<Self> {
+        let read = || fs::read_to_string(key).with_context(|| key.display().to_string());
+        let key = KeyPair::from_pem(&read()?)?;
+        let issuer_der = CertificateDer::from_pem_file(certificate)
+            .with_context(|| certificate.display().to_string())?;
         Ok(Self {
             issuer: Issuer::from_ca_cert_der(&issuer_der, key)?,
             issuer_der,

@@ -32,6 +32,15 @@ pub struct Lasting {
     _spinning: Option<Spinning>,
 }
 
+impl From<Spinning> for Lasting {
+    fn from(spinning: Spinning) -> Self {
+        Self {
+            stopped: None,
+            _spinning: Some(spinning),
+        }
+    }
+}
+
 impl Drop for Lasting {
     fn drop(&mut self) {
         if let Some(pid) = self.stopped {
@@ -62,20 +71,20 @@ impl Fault {
     /// If it can't be done to the process; or if it has room for more memory than it may have.
     pub fn befall(self, pid: i32) -> Result<Lasting> {
         let worker = Pid::from_raw(pid);
-        let mut lasting = Lasting {
-            stopped: None,
-            _spinning: None,
-        };
+        let mut stopped = None;
         match self {
             Self::Abort => kill(worker, Signal::SIGABRT)?,
             Self::OutOfMemory => run_out_of_memory(pid)?,
             Self::Stop => {
                 kill(worker, Signal::SIGSTOP)?;
-                lasting.stopped = Some(worker);
+                stopped = Some(worker);
             }
-            Self::Spin => lasting._spinning = Some(Spinning::new(pid).context("making it spin")?),
+            Self::Spin => return Ok(Spinning::new(pid).context("making it spin")?.into()),
         }
-        Ok(lasting)
+        Ok(Lasting {
+            stopped,
+            _spinning: None,
+        })
     }
 }
 

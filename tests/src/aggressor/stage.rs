@@ -63,12 +63,19 @@ pub fn serve(server: &Pod) -> Result<[App; 2]> {
 /// # Errors
 /// If credentials can't be made.
 pub fn site<'a>(lab: &'a Lab, tenant: &str) -> Result<Site<'a>> {
+    site_signed_by(lab, tenant, &Forger::new(lab)?)
+}
+
+/// As [`site`], of a tenant whose tunnel ports trust that signer.
+///
+/// # Errors
+/// If credentials can't be made.
+pub fn site_signed_by<'a>(lab: &'a Lab, tenant: &str, signer: &Forger) -> Result<Site<'a>> {
     let server = lab.pod(&format!("{tenant}/server"));
     let stranger = lab.pod(STRANGER);
-    let forger = Forger::new(lab)?;
     let credentials = |name: &str, flaw: &Flaw| -> Result<PathBuf> {
         let folder = stranger.folder.join(format!("{tenant}-{name}"));
-        let made = forger.credentials(&format!("ns/{tenant}/sa/client"), flaw)?;
+        let made = signer.credentials(&format!("ns/{tenant}/sa/client"), flaw)?;
         made.write(&folder)?;
         for entry in fs::read_dir(&folder)? {
             std::os::unix::fs::chown(entry?.path(), Some(stranger.uid()), None)?;
