@@ -11,12 +11,13 @@ mod zds;
 mod ztunnel;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use measure::Measure;
-use mesh_lab::{Lab, Plan, PodSpec, programs, servers};
+use mesh_lab::{Lab, Plan, PodSpec, call, programs, servers, wait};
 use table::Table;
 use ways::Way;
 
@@ -80,11 +81,8 @@ pub(crate) fn run(workspace: &Path, args: &BenchArgs) -> Result<()> {
             apps.push(servers::iperf3(pod)?);
         }
         let pair = haproxy::start(&lab).context("starting the haproxy pair")?;
-        let ztunnels = ztunnel
-            .as_ref()
-            .map(|z| ztunnel::start(&lab, z))
-            .transpose();
-        let ztunnels = ztunnels.context("starting the ztunnel pair")?;
+        let ztunnels = ztunnel.as_ref().map(|z| start_ztunnels(&lab, z));
+        let ztunnels = ztunnels.transpose().context("the ztunnel pair")?;
         measure_all(&ways::all(&lab, &pair, ztunnels.as_ref()), args)
             .with_context(|| lab.log_tails())?
     };
@@ -97,6 +95,17 @@ pub(crate) fn run(workspace: &Path, args: &BenchArgs) -> Result<()> {
         .with_context(|| format!("writing {}", json.display()))?;
     eprintln!("also in {}", json.display());
     lab.finish()
+}
+
+fn start_ztunnels(lab: &Lab, ztunnel: &ztunnel::Ztunnel) -> Result<ztunnel::Pair> {
+    let ends = ["client", "server"].map(|name| lab.pod(&format!("{}/{name}", ztunnel::NAMESPACE)));
+    let pair = ztunnel::start(lab, ztunnel, &ends)?;
+    let [client, server] = ends;
+    ztunnel::check(lab, ends, || {
+        let nginx = SocketAddr::new(server.v4().into(), HTTP_PORT);
+        call::http(&client.netns, nginx, "/", wait::PATIENCE).map(drop)
+    })?;
+    Ok(pair)
 }
 
 /// Every measure of every way, in turn.

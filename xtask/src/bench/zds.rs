@@ -47,35 +47,42 @@ impl Agent {
         Ok(Self(listener.into()))
     }
 
-    /// Waits for the ztunnel, and hands it this pod as its only one. It keeps the pod for as
+    /// Waits for the ztunnel, and hands it these pods as all that it has. It keeps them for as
     /// long as what is returned stays open.
-    pub(crate) fn hand_over(&self, pod: &Pod) -> Result<UnixStream> {
+    pub(crate) fn hand_over(&self, pods: &[&Pod]) -> Result<UnixStream> {
         let (mut stream, _) = self.0.accept().context("waiting for ztunnel to connect")?;
         stream.set_read_timeout(Some(Duration::from_secs(PATIENCE_S.into())))?;
         let mut hello = [0; 64];
         let length = stream.read(&mut hello).context("ztunnel's hello")?;
         ensure!(length > 0, "ztunnel hung up instead of a hello");
 
-        let workload = [
-            field(1, pod.name().as_bytes()),
-            field(2, pod.namespace().as_bytes()),
-            // The lab's pods have service accounts of their own name.
-            field(3, pod.name().as_bytes()),
-        ]
-        .concat();
-        let add = [field(1, pod.key().as_bytes()), field(2, &workload)].concat();
-        socket::sendmsg::<()>(
-            stream.as_raw_fd(),
-            &[IoSlice::new(&field(ADD, &add))],
-            &[ControlMessage::ScmRights(&[pod.netns.as_fd().as_raw_fd()])],
-            MsgFlags::empty(),
-            None,
-        )?;
-        acknowledged(&mut stream).with_context(|| format!("handing over {}", pod.key()))?;
+        for pod in pods {
+            add(&mut stream, pod).with_context(|| format!("handing over {}", pod.key()))?;
+        }
         stream.write_all(&field(SNAPSHOT_SENT, &[]))?;
         acknowledged(&mut stream).context("ending the list of pods")?;
         Ok(stream)
     }
+}
+
+/// Sends a pod's name and its network namespace.
+fn add(stream: &mut UnixStream, pod: &Pod) -> Result<()> {
+    let workload = [
+        field(1, pod.name().as_bytes()),
+        field(2, pod.namespace().as_bytes()),
+        // The lab's pods have service accounts of their own name.
+        field(3, pod.name().as_bytes()),
+    ]
+    .concat();
+    let add = [field(1, pod.key().as_bytes()), field(2, &workload)].concat();
+    socket::sendmsg::<()>(
+        stream.as_raw_fd(),
+        &[IoSlice::new(&field(ADD, &add))],
+        &[ControlMessage::ScmRights(&[pod.netns.as_fd().as_raw_fd()])],
+        MsgFlags::empty(),
+        None,
+    )?;
+    acknowledged(stream)
 }
 
 fn acknowledged(stream: &mut UnixStream) -> Result<()> {

@@ -1,18 +1,20 @@
-//! A pair of ztunnels, one on each node, as Istio's ambient mesh runs them: each serves a
-//! pod of its node from inside the pod's namespace.
+//! A pair of ztunnels, one on each node, as Istio's ambient mesh runs them: each serves pods
+//! of its node from inside the pods' namespaces.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
-use mesh_lab::{App, Lab, Netns, Pod, wait};
+use mesh_lab::forger::Forger;
+use mesh_lab::{App, Lab, Pod, call, wait};
 
+use super::system;
 use super::zds::Agent;
-use super::{HTTP_PORT, system};
+use crate::exec;
 
 /// Namespace of the pods that belong to it.
 pub(crate) const NAMESPACE: &str = "ztunnel";
@@ -21,6 +23,9 @@ pub(crate) const NAMESPACE: &str = "ztunnel";
 pub(crate) const ABSENT: &str = "\
 no ztunnel column: it needs ZTUNNEL_BIN (a ztunnel built with `--features testing`) and \
 ZTUNNEL_SRC (a checkout of its sources)";
+
+/// The nodes that have one.
+const NODES: [usize; 2] = [0, 1];
 
 /// Port of HBONE, in the pods.
 const HBONE_PORT: u16 = 15_008;
@@ -42,7 +47,10 @@ pub(crate) struct ZtunnelArgs {
 /// What there is to run.
 pub(crate) struct Ztunnel {
     binary: PathBuf,
+    /// The script that redirects the traffic of the pod that it runs in.
     redirect: PathBuf,
+    /// Key and certificate of the test CA that signs in place of Istio's.
+    ca: [PathBuf; 2],
 }
 
 impl ZtunnelArgs {
@@ -51,11 +59,29 @@ impl ZtunnelArgs {
         let (Some(binary), Some(sources)) = (&self.ztunnel_bin, &self.ztunnel_src) else {
             return Ok(None);
         };
+        let source = |path: &str| absolute(&sources.join(path)).context("ZTUNNEL_SRC");
         Ok(Some(Ztunnel {
             binary: absolute(binary).context("ZTUNNEL_BIN")?,
-            redirect: absolute(&sources.join("scripts/ztunnel-redirect-inpod.sh"))
-                .context("ZTUNNEL_SRC")?,
+            redirect: source("scripts/ztunnel-redirect-inpod.sh")?,
+            ca: [
+                source("src/tls/ca-key.pem")?,
+                source("src/tls/root-cert.pem")?,
+            ],
         }))
+    }
+}
+
+impl Ztunnel {
+    /// What it says of itself: the commit and how it was built.
+    pub(crate) fn version(&self) -> Result<String> {
+        let said = exec::read(Command::new(&self.binary).arg("version"))?;
+        Ok(said.trim().to_owned())
+    }
+
+    /// Signs certificates that its peers trust.
+    pub(crate) fn signer(&self) -> Result<Forger> {
+        let [key, certificate] = &self.ca;
+        Forger::from_files(key, certificate).context("the test CA of ZTUNNEL_SRC")
     }
 }
 
@@ -66,7 +92,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 /// The running pair.
 pub(crate) struct Pair {
     apps: Vec<App>,
-    /// A ztunnel lets go of its pod when this is closed.
+    /// A ztunnel lets go of its pods when this is closed.
     _agents: Vec<UnixStream>,
 }
 
@@ -77,59 +103,74 @@ impl Pair {
     }
 }
 
-/// Starts both, redirects the pods' traffic to them, and makes sure that it takes that way.
-pub(crate) fn start(lab: &Lab, ztunnel: &Ztunnel) -> Result<Pair> {
-    let (client, server) = (lab.pod("ztunnel/client"), lab.pod("ztunnel/server"));
+/// Starts one on each node, for all of these pods that are on it, and redirects the pods'
+/// traffic to it.
+pub(crate) fn start(lab: &Lab, ztunnel: &Ztunnel, pods: &[&Pod]) -> Result<Pair> {
     let workloads = lab.folder().join("ztunnel.yaml");
-    let listed = [client, server].map(|pod| workload(lab, pod)).concat();
+    let listed: String = pods.iter().map(|pod| workload(lab, pod)).collect();
     fs::write(
         &workloads,
         format!("policies: []\nservices: []\nworkloads:\n{listed}"),
     )?;
     let (mut apps, mut agents) = (Vec::new(), Vec::new());
-    for pod in [client, server] {
-        let path = lab.folder().join(format!("zds-{}.sock", pod.name()));
-        let agent = Agent::listen(&path)?;
-        let node = lab.node(pod.node());
-        // `nsenter` becomes the ztunnel, which is the node's, but goes with the pod.
-        let app = pod
-            .command("nsenter")
-            .root()
-            .arg(format!("--net={}", node.netns.path().display()))
-            .arg(&ztunnel.binary)
-            .args(["proxy", "ztunnel"])
-            // No line per connection: nginx writes none either.
-            .env("RUST_LOG", "warn")
-            .env("PROXY_MODE", "shared")
-            .env("NODE_NAME", node.name())
-            .env("INPOD_UDS", &path)
-            .env("FAKE_CA", "true")
-            .env("XDS_ADDRESS", "")
-            .env("LOCAL_XDS_PATH", &workloads)
-            .env(
-                "PROXY_CONFIG",
-                format!("{{statsPort: {METRICS_PORT}, proxyMetadata: {{}}}}"),
-            )
-            .spawn()?;
-        let ready = agent.hand_over(pod).and_then(|connection| {
-            pod.wait_listening(HBONE_PORT)?;
-            Ok(connection)
-        });
-        let connection =
-            ready.with_context(|| format!("ztunnel says: {}{}", app.stdout(), app.stderr()))?;
+    for node in NODES {
+        let own: Vec<&Pod> = pods.iter().copied().filter(|p| p.node() == node).collect();
+        let (app, agent) = start_one(lab, ztunnel, &own, &workloads)
+            .with_context(|| format!("ztunnel on {}", lab.node(node).name()))?;
         apps.push(app);
-        agents.push(connection);
+        agents.push(agent);
+    }
+    for pod in pods {
         let redirect = pod.command("bash").root().arg(&ztunnel.redirect);
         redirect
             .output()?
             .ok()
             .with_context(|| format!("redirecting {} to ztunnel", pod.key()))?;
     }
-    check(lab, client, server).context("the traffic does not take the way through ztunnel")?;
     Ok(Pair {
         apps,
         _agents: agents,
     })
+}
+
+/// `nsenter` becomes the ztunnel, which is the node's, but goes with the first of its pods.
+fn start_one(
+    lab: &Lab,
+    ztunnel: &Ztunnel,
+    pods: &[&Pod],
+    workloads: &Path,
+) -> Result<(App, UnixStream)> {
+    let first = pods.first().context("no pod is on this node")?;
+    let node = lab.node(first.node());
+    let path = lab.folder().join(format!("zds-{}.sock", node.name()));
+    let agent = Agent::listen(&path)?;
+    let app = first
+        .command("nsenter")
+        .root()
+        .arg(format!("--net={}", node.netns.path().display()))
+        .arg(&ztunnel.binary)
+        .args(["proxy", "ztunnel"])
+        // No line per connection: nginx writes none either.
+        .env("RUST_LOG", "warn")
+        .env("PROXY_MODE", "shared")
+        .env("NODE_NAME", node.name())
+        .env("INPOD_UDS", &path)
+        .env("FAKE_CA", "true")
+        .env("XDS_ADDRESS", "")
+        .env("LOCAL_XDS_PATH", workloads)
+        .env(
+            "PROXY_CONFIG",
+            format!("{{statsPort: {METRICS_PORT}, proxyMetadata: {{}}}}"),
+        )
+        .spawn()?;
+    let ready = agent.hand_over(pods).and_then(|connection| {
+        for pod in pods {
+            pod.wait_listening(HBONE_PORT)?;
+        }
+        Ok(connection)
+    });
+    let connection = ready.with_context(|| format!("it says: {}{}", app.stdout(), app.stderr()))?;
+    Ok((app, connection))
 }
 
 /// A pod as a ztunnel's file of workloads has it.
@@ -145,43 +186,31 @@ fn workload(lab: &Lab, pod: &Pod) -> String {
     )
 }
 
-/// One request, which both ztunnels must count as one in mutual TLS.
-fn check(lab: &Lab, client: &Pod, server: &Pod) -> Result<()> {
-    let app = SocketAddr::new(server.v4().into(), HTTP_PORT);
-    get(&client.netns, app, "/")?;
+/// Makes sure that a client's traffic to its server takes the way through: both ztunnels must
+/// count what `connect` opens as in mutual TLS.
+pub(crate) fn check(
+    lab: &Lab,
+    [client, server]: [&Pod; 2],
+    connect: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    connect()?;
     let metrics = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), METRICS_PORT);
+    let to = format!("destination_workload_namespace=\"{}\"", server.namespace());
     for pod in [client, server] {
         let node = lab.node(pod.node());
         let what = format!(
-            "a connection in mutual TLS in the metrics of {}",
+            "a connection to {} in mutual TLS in the metrics of ztunnel on {}",
+            server.key(),
             node.name()
         );
         wait::until_true(&what, wait::PATIENCE, || {
-            let text = get(&node.netns, metrics, "/metrics")?;
+            let text = call::http(&node.netns, metrics, "/metrics", wait::PATIENCE)?;
             Ok(text.lines().any(|line| {
                 line.starts_with("istio_tcp_connections_opened_total{")
                     && line.contains("connection_security_policy=\"mutual_tls\"")
+                    && line.contains(&to)
             }))
         })?;
     }
     Ok(())
-}
-
-fn get(netns: &Netns, from: SocketAddr, path: &str) -> Result<String> {
-    let ask = || {
-        let mut stream = TcpStream::connect_timeout(&from, wait::PATIENCE)?;
-        stream.set_read_timeout(Some(wait::PATIENCE))?;
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: {from}\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        std::io::Result::Ok(answer)
-    };
-    let answer = netns
-        .run(ask)
-        .with_context(|| format!("GET {path} from {from} in {}", netns.name()))?;
-    ensure!(answer.starts_with("HTTP/1.1 200"), "{from} said: {answer}");
-    Ok(answer)
 }

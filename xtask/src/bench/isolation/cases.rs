@@ -12,6 +12,14 @@ use super::columns::{Kind, Stage};
 /// The unit of what lasts from the first to the last.
 pub(super) const THROUGHOUT: &str = "throughout";
 
+/// The loads that are limited by the processor alone.
+const PRESSING: [Load; 4] = [
+    Load::BulkStreams,
+    Load::SmallRequests,
+    Load::Churn,
+    Load::GoodHandshakes,
+];
+
 /// What the victim has beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Case {
@@ -65,16 +73,28 @@ impl Case {
         }
     }
 
+    /// Whether it presses on the processor, so that the victim's rate matters.
+    pub(super) fn presses(self) -> bool {
+        match self {
+            Self::Alone => true,
+            Self::Load(load, _) => PRESSING.contains(&load),
+            Self::Fault(fault) => fault == Fault::Spin,
+            Self::PolicyChurn | Self::Certificates => false,
+        }
+    }
+
     /// Whether there is such a thing in a column.
     pub(super) fn concerns(self, kind: Kind) -> bool {
         match (self, kind) {
             (Self::Alone, _) | (_, Kind::Nodemesh) => true,
+            // Nobody is asked: it is all written down before, or sent by xDS.
             (Self::Load(Load::Lookups, _), _) => false,
+            (Self::Load(..), Kind::Ztunnel) => true,
             (Self::Load(load, _), Kind::Nothing) => !load.is_at_the_door(),
             // It terminates TLS and carries bytes: there is no HTTP/2 of its own to flood.
             (Self::Load(load, _), Kind::SharedProxy) => !load.is_http2(),
             // A proxy that ended would have to be started again by whoever runs it.
-            (Self::Fault(fault), Kind::SharedProxy) => lasts(fault),
+            (Self::Fault(fault), Kind::SharedProxy | Kind::Ztunnel) => lasts(fault),
             _ => false,
         }
     }
@@ -145,10 +165,9 @@ fn at_once(load: Load) -> usize {
 fn befall(stage: &Stage, kind: Kind, fault: Fault, end: Instant) -> Result<u64> {
     let mut times = 0;
     while Instant::now() < end {
-        let Some(pid) = stage.noisy_proxy(kind)? else {
+        let Some((pid, lasting)) = stage.befall(kind, fault)? else {
             break;
         };
-        let lasting = fault.befall(pid)?;
         times += 1;
         if lasts(fault) {
             std::thread::sleep(end.saturating_duration_since(Instant::now()));

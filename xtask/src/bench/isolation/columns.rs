@@ -1,18 +1,23 @@
 //! The columns: what carries the tenants' traffic.
 
 use anyhow::Result;
+use mesh_lab::aggressor::fault::{Fault, Lasting};
 use mesh_lab::aggressor::stage::{self, FLOOD, NOISY, SERVE, VICTIM};
 use mesh_lab::aggressor::{Door, Site};
 use mesh_lab::place::Place;
 use mesh_lab::{App, Lab, Plan, PodSpec};
 
+use super::super::ztunnel::Ztunnel;
 use super::haproxy::{self, Shared};
-use super::{APPS, PROXIES};
+use super::{APPS, PROXIES, ztunnel};
 
 /// The tenants without a mesh, the victim first.
 const PLAIN: [&str; 2] = ["plain-victim", "plain-noisy"];
 /// The tenants of the shared proxy, the victim first.
 pub(super) const SHARED: [&str; 2] = ["shared-victim", "shared-noisy"];
+
+/// The tenants of the ztunnels, the victim first.
+pub(super) const ZTUNNEL: [&str; 2] = ["ztunnel-victim", "ztunnel-noisy"];
 
 /// What carries the traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,16 +25,23 @@ pub(super) enum Kind {
     Nothing,
     Nodemesh,
     SharedProxy,
+    Ztunnel,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 3] = [Self::Nothing, Self::Nodemesh, Self::SharedProxy];
+    pub(super) const ALL: [Self; 4] = [
+        Self::Nothing,
+        Self::Nodemesh,
+        Self::SharedProxy,
+        Self::Ztunnel,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Nothing => "no mesh",
             Self::Nodemesh => "Nodemesh",
             Self::SharedProxy => "shared haproxy",
+            Self::Ztunnel => "ztunnel",
         }
     }
 
@@ -39,6 +51,7 @@ impl Kind {
             Self::Nothing => PLAIN,
             Self::Nodemesh => [VICTIM, NOISY],
             Self::SharedProxy => SHARED,
+            Self::Ztunnel => ZTUNNEL,
         }
     }
 }
@@ -47,6 +60,8 @@ impl Kind {
 pub(super) struct Stage {
     pub(super) lab: Lab,
     pub(super) shared: Shared,
+    /// If there are any.
+    pub(super) ztunnels: Option<ztunnel::Shared>,
     /// Where the aggressor's apps run.
     pub(super) noisy_place: Place,
     servers: Vec<[App; 2]>,
@@ -54,23 +69,35 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Starts the proxies of every column on one processor, and the servers on the other.
-    pub(super) fn start(noisy_place: Place) -> Result<Self> {
-        let lab = PROXIES.run(|| Lab::with_mesh(plan()))?;
+    pub(super) fn start(noisy_place: Place, ztunnel: Option<&Ztunnel>) -> Result<Self> {
+        let kinds = kinds(ztunnel.is_some());
+        let lab = PROXIES.run(|| Lab::with_mesh(plan(&kinds)))?;
         let shared = PROXIES.run(|| haproxy::start(&lab))?;
+        let ztunnels = ztunnel.map(|z| PROXIES.run(|| ztunnel::start(&lab, z)));
+        let ztunnels = ztunnels.transpose()?;
         let mut servers = Vec::new();
-        for kind in Kind::ALL {
+        for kind in kinds {
             let places = [APPS, noisy_place];
             for (tenant, place) in kind.tenants().into_iter().zip(places) {
                 let server = lab.pod(&format!("{tenant}/server"));
                 servers.push(place.run(|| stage::serve(server))?);
             }
         }
+        if ztunnels.is_some() {
+            ztunnel::check(&lab)?;
+        }
         Ok(Self {
             lab,
             shared,
+            ztunnels,
             noisy_place,
             servers,
         })
+    }
+
+    /// The columns that there are.
+    pub(super) fn kinds(&self) -> Vec<Kind> {
+        kinds(self.ztunnels.is_some())
     }
 
     /// Ends all of it, and checks that nothing is left.
@@ -78,16 +105,20 @@ impl Stage {
         let Self {
             lab,
             shared,
+            ztunnels,
             servers,
             ..
         } = self;
-        drop((shared, servers));
+        drop((shared, ztunnels, servers));
         lab.finish()
     }
 
     /// Where the aggressor of a column makes its loads.
     pub(super) fn site(&self, kind: Kind) -> Result<Site<'_>> {
         let [_, noisy] = kind.tenants();
+        if let (Kind::Ztunnel, Some(ztunnels)) = (kind, &self.ztunnels) {
+            return stage::site_signed_by(&self.lab, noisy, &ztunnels.signer);
+        }
         let meshed = stage::site(&self.lab, NOISY)?;
         if kind == Kind::Nodemesh {
             return Ok(meshed);
@@ -126,7 +157,7 @@ impl Stage {
     }
 
     /// The process that carries the aggressor's traffic at its server.
-    pub(super) fn noisy_proxy(&self, kind: Kind) -> Result<Option<i32>> {
+    fn noisy_proxy(&self, kind: Kind) -> Result<Option<i32>> {
         Ok(match kind {
             Kind::Nothing => None,
             Kind::Nodemesh => {
@@ -134,12 +165,37 @@ impl Stage {
                 Some(self.lab.agent(pod.node()).worker_pid(pod)?)
             }
             Kind::SharedProxy => Some(i32::try_from(self.shared.apps[1].pid())?),
+            Kind::Ztunnel => match &self.ztunnels {
+                Some(ztunnels) => Some(ztunnels.servers()?),
+                None => None,
+            },
         })
+    }
+
+    /// Lets something befall what carries the aggressor's traffic at its server; returns which
+    /// process that is, too. None if nothing does.
+    pub(super) fn befall(&self, kind: Kind, fault: Fault) -> Result<Option<(i32, Lasting)>> {
+        let Some(pid) = self.noisy_proxy(kind)? else {
+            return Ok(None);
+        };
+        let lasting = match (fault, &self.ztunnels) {
+            (Fault::Spin, Some(ztunnels)) if kind == Kind::Ztunnel => ztunnels.spin()?.into(),
+            _ => fault.befall(pid)?,
+        };
+        Ok(Some((pid, lasting)))
     }
 }
 
-fn plan() -> Plan {
-    let others = PLAIN.into_iter().chain(SHARED);
+fn kinds(with_ztunnel: bool) -> Vec<Kind> {
+    let all = Kind::ALL.into_iter();
+    all.filter(|kind| with_ztunnel || *kind != Kind::Ztunnel)
+        .collect()
+}
+
+/// The mesh's tenants, and those of the other columns.
+fn plan(kinds: &[Kind]) -> Plan {
+    let others = kinds.iter().filter(|kind| **kind != Kind::Nodemesh);
+    let others = others.flat_map(|kind| kind.tenants());
     others.fold(stage::plan(), |plan, tenant| {
         plan.namespace(tenant)
             .pod(PodSpec::new(tenant, "client"))

@@ -1,16 +1,21 @@
 //! `cargo xtask bench isolation`: how much a tenant's neighbour can slow it down. A victim calls
 //! at a fixed rate, alone and then beside each aggressor of another tenant on the same nodes;
-//! by way of nothing, of Nodemesh, and of one haproxy a node that serves both tenants.
+//! by way of nothing, of Nodemesh, and of one haproxy or ztunnel a node that serves both tenants.
 //!
 //! All that carries traffic has one processor, in every column; the victim's apps have the
 //! other, on which the aggressor's apps run only when the victim's don't want to.
 
 mod cases;
+mod causes;
 mod columns;
 mod document;
 mod haproxy;
+mod machine;
 mod plot;
 mod results;
+mod schedule;
+mod sweep;
+mod ztunnel;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,7 +29,9 @@ use mesh_lab::aggressor::{Calls, Load, Measured, Site, Victim};
 use mesh_lab::place::Place;
 use mesh_lab::{call, programs, wait};
 use results::{Results, Run};
+use schedule::{Progress, Schedule, Step, Times};
 
+use super::ztunnel::ZtunnelArgs;
 use crate::{build, setup};
 
 /// Where each part runs.
@@ -39,22 +46,6 @@ const APPS: Place = Place {
 
 /// Connections of the victim.
 const CONNECTIONS: usize = 8;
-/// The parts of a run.
-#[derive(Clone, Copy, Debug)]
-struct Times {
-    /// The aggressor is at work before the victim's requests count.
-    lead: Duration,
-    /// They count.
-    measured: Duration,
-    /// The aggressor has ended, and the victim goes on.
-    after: Duration,
-}
-
-impl Times {
-    fn aggression(&self) -> Duration {
-        self.lead + self.measured
-    }
-}
 
 /// What to measure
 #[derive(Args)]
@@ -63,11 +54,14 @@ pub(crate) struct IsolationArgs {
     #[arg(long, default_value_t = 5)]
     reps: usize,
     /// Seconds of each run that count
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 1.5)]
     seconds: f64,
-    /// Rates of the victim, in percent of what it can do
+    /// Rates of the victim for all cases, in percent of what it can do
     #[arg(long, value_delimiter = ',', default_value = "30")]
     loads: Vec<f64>,
+    /// Rates for the cases that press on the processor
+    #[arg(long, value_delimiter = ',', default_value = "10,60")]
+    sweep: Vec<f64>,
     /// Only aggressors whose name contains one of these
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -83,6 +77,8 @@ pub(crate) struct IsolationArgs {
     /// Where the results go
     #[arg(long, default_value = "target/isolation.json")]
     json: PathBuf,
+    #[command(flatten)]
+    ztunnel: ZtunnelArgs,
 }
 
 pub(crate) fn run(workspace: &Path, args: &IsolationArgs) -> Result<()> {
@@ -94,20 +90,26 @@ pub(crate) fn run(workspace: &Path, args: &IsolationArgs) -> Result<()> {
         cpus >= 2,
         "this needs two processors, one for proxies and one for apps; there is {cpus}"
     );
+    let ztunnel = args.ztunnel.find()?;
     programs::install(setup::BENCH)?;
     if !args.no_build {
         build::run(workspace)?;
     }
-    let cases: Vec<Case> = Case::all()
-        .into_iter()
-        .filter(|case| args.wants(*case))
-        .collect();
-    let stage = Stage::start(args.noisy_place()).context("setting up")?;
-    let measured = measure(&stage, args, &cases).with_context(|| stage.lab.log_tails())?;
-    println!("{}", measured.text());
+    let stage = Stage::start(args.noisy_place(), ztunnel.as_ref()).context("setting up")?;
+    let schedule = args.schedule(&stage.kinds());
+    let about = schedule.expected(args.reps()).as_secs_f64() / 60.0;
+    let steps = schedule.steps.len();
+    eprintln!("{} × {steps} runs take about {about:.1} min", args.reps());
+    let mut results = Results::new(machine::about(&stage, &schedule, args.reps())?);
+    let whole = measure(&stage, &schedule, args.reps(), &mut results);
+    println!("{}", document::text(&results));
     let json = workspace.join(&args.json);
-    fs::write(&json, measured.json()).with_context(|| format!("writing {}", json.display()))?;
+    fs::write(&json, results.json()).with_context(|| format!("writing {}", json.display()))?;
     eprintln!("also in {}", json.display());
+    whole.with_context(|| stage.lab.log_tails())?;
+    if ztunnel.is_none() {
+        eprintln!("{}", super::ztunnel::ABSENT);
+    }
     stage.finish()
 }
 
@@ -131,50 +133,39 @@ impl IsolationArgs {
         }
     }
 
-    fn times(&self) -> Times {
-        let of = Duration::from_millis;
-        let (lead, after) = if self.short {
-            (of(200), of(200))
+    fn schedule(&self, kinds: &[Kind]) -> Schedule {
+        let cases: Vec<Case> = Case::all().into_iter().filter(|c| self.wants(*c)).collect();
+        let times = if self.short {
+            Times::SHORT
         } else {
-            (of(500), of(1_500))
+            Times::of(Duration::from_secs_f64(self.seconds))
         };
-        let seconds = if self.short { 0.5 } else { self.seconds };
-        let measured = Duration::from_secs_f64(seconds);
-        Times {
-            lead,
-            measured,
-            after,
-        }
+        let sweep = if self.short { &[][..] } else { &self.sweep };
+        Schedule::new(kinds, &cases, [&self.loads, sweep], times)
     }
 }
 
-/// Every case of every column, in turn, so that whatever else the machine does falls on all.
-fn measure(stage: &Stage, args: &IsolationArgs, cases: &[Case]) -> Result<Results> {
-    let mut results = Results::new(args.reps(), args.times().measured, stage);
+/// The steps of each run in turn, so that whatever else the machine does falls on all.
+fn measure(stage: &Stage, schedule: &Schedule, reps: usize, results: &mut Results) -> Result<()> {
     let mut most = Vec::new();
-    for kind in Kind::ALL {
+    for kind in stage.kinds() {
         let rate =
             best_rate(stage, kind).with_context(|| format!("the most of {}", kind.name()))?;
         eprintln!("{}: at most {rate:.0} requests/s", kind.name());
         results.rate(kind, rate);
         most.push((kind, rate));
     }
-    for rep in 1..=args.reps() {
-        for load in &args.loads {
-            for case in cases {
-                for (kind, most) in &most {
-                    let what = format!("{}, {}, {load} %", case.name(), kind.name());
-                    eprintln!("run {rep} of {}: {what}", args.reps());
-                    let rate = most * load / 100.0;
-                    let run = once(stage, *kind, *case, rate, args.times());
-                    if let Some(run) = run.context(what)? {
-                        results.add(*kind, *case, *load, run);
-                    }
-                }
-            }
+    let most = |kind| most.iter().find(|(k, _)| *k == kind).map_or(0.0, |m| m.1);
+    let mut progress = Progress::new(schedule, reps);
+    for rep in 1..=reps {
+        for step in &schedule.steps {
+            let what = step.what();
+            eprintln!("run {rep} of {reps}{}: {what}", progress.next());
+            let run = once(stage, step, most(step.kind) * step.load / 100.0).context(what)?;
+            results.add(step, run);
         }
     }
-    Ok(results)
+    Ok(())
 }
 
 /// Requests a second of the victim when each connection asks again as soon as it is answered.
@@ -192,11 +183,10 @@ fn best_rate(stage: &Stage, kind: Kind) -> Result<f64> {
     Ok(done.done as f64 / done.seconds)
 }
 
-/// One run; none if the case is nothing for this column.
-fn once(stage: &Stage, kind: Kind, case: Case, rate: f64, times: Times) -> Result<Option<Run>> {
-    if !case.concerns(kind) {
-        return Ok(None);
-    }
+fn once(stage: &Stage, step: &Step, rate: f64) -> Result<Run> {
+    let Step {
+        kind, case, times, ..
+    } = *step;
     let [victim, _] = kind.tenants();
     let calls = Calls {
         to: stage.victims_server(kind),
@@ -213,12 +203,12 @@ fn once(stage: &Stage, kind: Kind, case: Case, rate: f64, times: Times) -> Resul
     let seen: Measured = victim.finish()?;
     settle(stage, kind)?;
     let goodput = seen.measured as f64 / times.measured.as_secs_f64() / rate;
-    Ok(Some(Run {
+    Ok(Run {
         seen,
         goodput,
         aggression,
         end: times.aggression(),
-    }))
+    })
 }
 
 /// Waits until both tenants are served again.

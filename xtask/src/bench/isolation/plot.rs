@@ -3,29 +3,31 @@
 use std::fmt::Write;
 
 use super::columns::Kind;
-use super::results::Results;
-
-/// The aim: p99 within this multiple of that alone.
-pub(super) const AIM: f64 = 1.25;
+use super::results::{AIM, Results};
 
 const LEFT: f64 = 230.0;
 const WIDTH: f64 = 560.0;
-const ROW: f64 = 26.0;
+const ROW: f64 = 28.0;
 const TOP: f64 = 66.0;
 /// The scale's ends: what is beyond is drawn at the end.
 const SCALE: (f64, f64) = (0.5, 1_000.0);
 
-fn colour(kind: Kind) -> &'static str {
+pub(super) fn colour(kind: Kind) -> &'static str {
     match kind {
         Kind::Nothing => "#8a8f98",
         Kind::Nodemesh => "#1f6feb",
         Kind::SharedProxy => "#d9480f",
+        Kind::Ztunnel => "#2b8a3e",
     }
 }
 
+/// Where a ratio is on the scale, from 0 to 1.
+pub(super) fn share(ratio: f64) -> f64 {
+    (ratio.clamp(SCALE.0, SCALE.1) / SCALE.0).log10() / (SCALE.1 / SCALE.0).log10()
+}
+
 fn x(ratio: f64) -> f64 {
-    let share = (ratio.clamp(SCALE.0, SCALE.1) / SCALE.0).log10() / (SCALE.1 / SCALE.0).log10();
-    LEFT + share * WIDTH
+    LEFT + share(ratio) * WIDTH
 }
 
 /// The plot as SVG.
@@ -44,20 +46,11 @@ pub(super) fn svg(results: &Results, load: f64) -> String {
          <text x=\"10\" y=\"20\" font-size=\"15\">Victim's p99 beside each aggressor, as a multiple of \
          its p99 alone ({load} % load)</text>\n"
     );
-    for (index, kind) in Kind::ALL.into_iter().enumerate() {
-        let at = 10.0 + 150.0 * index as f64;
-        let _ = writeln!(
-            svg,
-            "<circle cx=\"{}\" cy=\"38\" r=\"5\" fill=\"{}\"/><text x=\"{}\" y=\"42\">{}</text>",
-            at + 5.0,
-            colour(kind),
-            at + 15.0,
-            kind.name()
-        );
-    }
+    let columns = results.columns();
+    legend(&mut svg, &columns);
     let _ = writeln!(
         svg,
-        "<text x=\"470\" y=\"42\">bar: least to most; ✕: requests failed</text>\n\
+        "<text x=\"520\" y=\"42\">bar: least to most; ✕: requests failed</text>\n\
          <rect x=\"{}\" y=\"{TOP}\" width=\"{}\" height=\"{}\" fill=\"#e6f4ea\"/>",
         LEFT,
         x(AIM) - LEFT,
@@ -80,13 +73,13 @@ pub(super) fn svg(results: &Results, load: f64) -> String {
             LEFT - 8.0,
             middle + 4.0
         );
-        for (place, kind) in Kind::ALL.into_iter().enumerate() {
+        for (place, kind) in columns.iter().copied().enumerate() {
             let cell = results.cell(case, kind, load);
             if let Some((cell, ratio)) = cell.and_then(|c| c.p99_ratio().map(|r| (c, r))) {
                 mark(
                     &mut svg,
                     kind,
-                    middle + 7.0 * (place as f64 - 1.0),
+                    middle + 6.0 * (place as f64 - (columns.len() as f64 - 1.0) / 2.0),
                     [ratio.least, ratio.median, ratio.most],
                     cell.errors(),
                 );
@@ -95,6 +88,21 @@ pub(super) fn svg(results: &Results, load: f64) -> String {
     }
     svg.push_str("</svg>\n");
     svg
+}
+
+/// Which colour is which column.
+pub(super) fn legend(svg: &mut String, columns: &[Kind]) {
+    for (index, kind) in columns.iter().enumerate() {
+        let at = 10.0 + 120.0 * index as f64;
+        let _ = writeln!(
+            svg,
+            "<circle cx=\"{}\" cy=\"38\" r=\"5\" fill=\"{}\"/><text x=\"{}\" y=\"42\">{}</text>",
+            at + 5.0,
+            colour(*kind),
+            at + 15.0,
+            kind.name()
+        );
+    }
 }
 
 fn mark(svg: &mut String, kind: Kind, y: f64, [least, median, most]: [f64; 3], errors: u64) {

@@ -9,8 +9,12 @@ use anyhow::{Context, Result};
 use mesh_lab::aggressor::Measured;
 use serde_json::{Value, json};
 
-use super::cases::{Aggression, Case, THROUGHOUT};
-use super::columns::{Kind, Stage};
+use super::cases::{Aggression, THROUGHOUT};
+use super::columns::Kind;
+use super::schedule::Step;
+
+/// The aim: p99 within this multiple of that alone, and no error.
+pub(super) const AIM: f64 = 1.25;
 
 /// One run of a case.
 pub(super) struct Run {
@@ -46,6 +50,11 @@ impl Spread {
             most: *sorted.last()?,
         })
     }
+
+    /// As `1.10 (0.95 – 1.21)`.
+    pub(super) fn text(self) -> String {
+        format!("{:.2} ({:.2} – {:.2})", self.median, self.least, self.most)
+    }
 }
 
 /// The rows of one case in one column, at one rate.
@@ -55,34 +64,9 @@ pub(super) struct Cell<'a> {
 }
 
 impl Results {
-    pub(super) fn new(reps: usize, measured: Duration, stage: &Stage) -> Self {
-        let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let model = text("/proc/cpuinfo");
-        let model = model
-            .lines()
-            .find_map(|line| line.strip_prefix("model name"));
-        let controllers = text("/proc/self/cgroup");
-        let v1 = |name: &str| {
-            controllers.lines().any(|l| {
-                l.split(':')
-                    .nth(1)
-                    .is_some_and(|c| c.split(',').any(|c| c == name))
-            })
-        };
+    pub(super) fn new(about: Value) -> Self {
         Self {
-            about: json!({
-                "kernel": text("/proc/sys/kernel/osrelease").trim(),
-                "processor": model.map_or("", |m| m.trim_start_matches([' ', '\t', ':'])),
-                "processors": std::thread::available_parallelism().map_or(0, usize::from),
-                "cpu_controller": if v1("cpu") { "cgroup v1" } else { "cgroup v2" },
-                "memory_controller": if v1("memory") { "cgroup v1" } else { "cgroup v2" },
-                "reps": reps,
-                "seconds": measured.as_secs_f64(),
-                "haproxy": stage.shared.configurations.each_ref().map(|text| {
-                    text.replace(&stage.lab.folder().display().to_string(), "/lab")
-                }),
-                "most_requests_per_second": {},
-            }),
+            about,
             rows: Vec::new(),
         }
     }
@@ -91,7 +75,7 @@ impl Results {
         self.about["most_requests_per_second"][kind.name()] = json!(per_second.round());
     }
 
-    pub(super) fn add(&mut self, kind: Kind, case: Case, load: f64, run: Run) {
+    pub(super) fn add(&mut self, step: &Step, run: Run) {
         let seen = &run.seen;
         let window = Duration::from_millis(100);
         let after = usize::try_from(run.end.as_millis() / window.as_millis()).unwrap_or_default();
@@ -100,7 +84,7 @@ impl Results {
             json!({ "done": a.done, "refused": a.refused, "unit": a.unit, "seconds": a.seconds })
         });
         self.rows.push(json!({
-            "case": case.name(), "column": kind.name(), "load_percent": load,
+            "case": step.case.name(), "column": step.kind.name(), "load_percent": step.load,
             "p50_us": seen.p50_us, "p99_us": seen.p99_us, "p999_us": seen.p999_us,
             "asked": seen.asked, "errors": seen.errors, "last_error": seen.last_error,
             "goodput": run.goodput,
@@ -128,16 +112,26 @@ impl Results {
         &self.about
     }
 
-    /// Percentages of the victim's most, in rising order.
+    /// The rates at which all cases were run, in percent of the victim's most.
     pub(super) fn loads(&self) -> Vec<f64> {
-        let mut loads: Vec<f64> = self
-            .rows
-            .iter()
-            .filter_map(|r| r["load_percent"].as_f64())
-            .collect();
-        loads.sort_by(f64::total_cmp);
-        loads.dedup();
-        loads
+        numbers(&self.about["loads"])
+    }
+
+    /// All rates at which some cases were run, in rising order; none if there was no sweep.
+    pub(super) fn sweep(&self) -> Vec<f64> {
+        let mut all = numbers(&self.about["sweep"]);
+        if !all.is_empty() {
+            all.extend(self.loads());
+        }
+        all.sort_by(f64::total_cmp);
+        all
+    }
+
+    /// The columns that were measured.
+    pub(super) fn columns(&self) -> Vec<Kind> {
+        let most = &self.about["most_requests_per_second"];
+        let all = Kind::ALL.into_iter();
+        all.filter(|kind| most[kind.name()].is_number()).collect()
     }
 
     /// Names of the cases, in the order they were measured.
@@ -168,30 +162,6 @@ impl Results {
         let alone_p99_us = Spread::of(&alone)?.median;
         (!rows.is_empty()).then_some(Cell { rows, alone_p99_us })
     }
-
-    /// For people.
-    pub(super) fn text(&self) -> String {
-        let mut text = format!("{:32}{:>16}  p99 µs, × alone, errors\n", "", "");
-        for load in self.loads() {
-            for case in self.cases() {
-                for kind in Kind::ALL {
-                    let Some(cell) = self.cell(case, kind, load) else {
-                        continue;
-                    };
-                    let (p99, ratio) = (cell.spread("p99_us"), cell.p99_ratio());
-                    text.push_str(&format!(
-                        "{case:32}{:>16}  {:8.0} {:8.2} {:6}  {}\n",
-                        kind.name(),
-                        p99.map_or(0.0, |s| s.median),
-                        ratio.map_or(0.0, |s| s.median),
-                        cell.errors(),
-                        cell.achieved(),
-                    ));
-                }
-            }
-        }
-        text
-    }
 }
 
 impl Cell<'_> {
@@ -213,6 +183,12 @@ impl Cell<'_> {
             least: of(s.least),
             most: of(s.most),
         })
+    }
+
+    /// Whether it is within the aim.
+    pub(super) fn is_good(&self) -> bool {
+        let near = |ratio: Spread| ratio.median <= AIM;
+        self.errors() == 0 && self.p99_ratio().is_some_and(near)
     }
 
     /// In all runs.
@@ -261,6 +237,11 @@ impl Cell<'_> {
         });
         told.collect()
     }
+}
+
+fn numbers(of: &Value) -> Vec<f64> {
+    let all = of.as_array().into_iter().flatten();
+    all.filter_map(Value::as_f64).collect()
 }
 
 /// A number in three digits.
