@@ -38,6 +38,7 @@ pub mod programs;
 pub mod removal;
 pub mod servers;
 pub mod soak;
+pub mod tool;
 pub mod traffic;
 pub mod wait;
 pub mod wire;

@@ -12,6 +12,8 @@ use std::io::{self, Error};
 use std::net::Ipv6Addr;
 use std::process::ExitCode;
 
+use mesh_lab::tool::{self, parse};
+
 const USAGE: &str = "usage: mesh-lab-app MODE
   serve PORT[,PORT...] [ADDRESS]  tell each client the addresses seen, then echo
   serve-exclusive PORT            the same, without SO_REUSEADDR
@@ -25,33 +27,21 @@ const USAGE: &str = "usage: mesh-lab-app MODE
   dodge CGROUP WAY OWN TO MAC NONCE  one way past the worker, from a cgroup (\"\": this one)";
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match run(&words) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("mesh-lab-app {}: {error}", words.join(" "));
-            ExitCode::FAILURE
-        }
-    }
+    tool::main("mesh-lab-app", run)
 }
 
 fn run(words: &[&str]) -> io::Result<()> {
-    raise_descriptor_limit()?;
     match words {
         ["serve", ports] => addresses::serve(ANY.into(), &numbers(ports)?),
-        ["serve", ports, address] => {
-            let address = address.parse().map_err(Error::other)?;
-            addresses::serve(address, &numbers(ports)?)
-        }
-        ["serve-exclusive", port] => addresses::serve_exclusive(number(port)?),
+        ["serve", ports, address] => addresses::serve(parse(address)?, &numbers(ports)?),
+        ["serve-exclusive", port] => addresses::serve_exclusive(parse(port)?),
         ["dial", to] => addresses::dial(to),
-        ["volume-serve", port] => volume::serve(number(port)?),
-        ["volume", to, bytes] => volume::call(to, number(bytes)?),
-        ["burst", to, count] => load::burst(to, number(count)?),
-        ["churn", to, count] => load::churn(to, number(count)?),
-        ["flood", port] => load::flood(number(port)?),
-        ["stall", to, count] => load::stall(to, number(count)?),
+        ["volume-serve", port] => volume::serve(parse(port)?),
+        ["volume", to, bytes] => volume::call(to, parse(bytes)?),
+        ["burst", to, count] => load::burst(to, parse(count)?),
+        ["churn", to, count] => load::churn(to, parse(count)?),
+        ["flood", port] => load::flood(parse(port)?),
+        ["stall", to, count] => load::stall(to, parse(count)?),
         ["dodge", words @ ..] => dodge::run(words),
         _ => Err(Error::other(USAGE)),
     }
@@ -59,17 +49,6 @@ fn run(words: &[&str]) -> io::Result<()> {
 
 const ANY: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
 
-fn number<N: std::str::FromStr>(text: &str) -> io::Result<N> {
-    let bad = |_| Error::other(format!("no number: {text}"));
-    text.parse().map_err(bad)
-}
-
 fn numbers(list: &str) -> io::Result<Vec<u16>> {
-    list.split(',').map(number).collect()
-}
-
-fn raise_descriptor_limit() -> io::Result<()> {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+    list.split(',').map(parse).collect()
 }

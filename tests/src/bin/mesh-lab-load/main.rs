@@ -12,10 +12,9 @@ use std::io::{self, Error};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use mesh_lab::tool::{self, parse};
 use tally::Load;
 
 const USAGE: &str = "usage: mesh-lab-load MODE ADDRESS:PORT AT_ONCE SECONDS [MORE...]
@@ -37,20 +36,10 @@ what is measured:
   open-loop    to `serve`, with MORE requests a second, and from which second to which they count";
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match run(&words) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("mesh-lab-load {}: {error}", words.join(" "));
-            ExitCode::FAILURE
-        }
-    }
+    tool::main("mesh-lab-load", run)
 }
 
 fn run(words: &[&str]) -> io::Result<()> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     let [mode, to, at_once, seconds, more @ ..] = words else {
         return Err(Error::other(USAGE));
     };
@@ -84,9 +73,4 @@ fn run(words: &[&str]) -> io::Result<()> {
         }
         _ => Err(Error::other(USAGE)),
     }
-}
-
-fn parse<T: FromStr>(text: &str) -> io::Result<T> {
-    let bad = |_| Error::other(format!("can't be read: {text:?}"));
-    text.parse().map_err(bad)
 }
