@@ -46,6 +46,27 @@ async fn a_node_gets_certificates_for_its_own_enrolled_pods_only() {
     assert_refused(refused, Code::InvalidArgument, "ImpersonatedIdentity");
 }
 
+/// Whatever it asks for: what is refused anyhow costs control as well.
+#[tokio::test]
+async fn a_node_that_asks_too_often_is_refused_and_no_other() {
+    let control = Control::start().await;
+    let greedy = control.node("node-a").await;
+    let (csr, _) = request(|_| ());
+    let mut asked = 0;
+    let refused = loop {
+        let answer = sign(&greedy, WEB, &csr, 0).await;
+        asked += 1;
+        match answer {
+            Err(status) if status.code() == Code::PermissionDenied => {}
+            other => break other,
+        }
+    };
+    assert_refused(refused, Code::ResourceExhausted, "requests a second");
+    assert!((2_048..10_000).contains(&asked), "{asked} were let in");
+    let modest = control.node("node-b").await;
+    sign(&modest, WEB, &csr, 0).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_request_without_an_identity_is_refused() {
     let control = Control::start().await;

@@ -6,12 +6,14 @@
 //! traffic, with its filter, its ids and its namespaces, and not of a model of it.
 
 mod attempts;
+mod capability;
 mod spin;
 
 pub use attempts::{
     Attempt, Call, Control, Surroundings, attempts, behind_the_supervisors_filter, on_a_supervisor,
     second_line,
 };
+pub use capability::{capabilities, drop_capability};
 pub use spin::Spinning;
 
 use std::fs::{self, File, OpenOptions};

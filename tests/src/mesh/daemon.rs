@@ -62,6 +62,12 @@ impl Daemon {
         &self.program
     }
 
+    /// What it is started with.
+    #[must_use]
+    pub fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+
     /// Its process id, while it runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {

@@ -151,7 +151,9 @@ pub(crate) fn documented_capabilities() -> Vec<(String, u8)> {
         ("CAP_MKNOD", 27),
     ];
     let document = document();
-    let (_, table) = document.split_once("| capability | kept for |\n").unwrap();
+    let (_, table) = document
+        .split_once("| capability | kept for | without it |\n")
+        .unwrap();
     let rows = table.lines().skip(1).take_while(|row| row.starts_with('|'));
     let numbered = rows.map(|row| {
         let name = row.split('`').nth(1).unwrap();

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use mesh_lab::inject::Tracee;
 use mesh_lab::{Lab, programs, wait};
@@ -9,7 +10,7 @@ use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 use serde_json::Value;
 
 use crate::packets::{CERTIFICATE_REQUEST, bytes, packet, send};
-use crate::{CLIENT, WEB, assert_carried, lab, worker};
+use crate::{CLIENT, NEIGHBOUR, WEB, assert_carried, lab, worker};
 
 /// Whatever the request says, control is asked for the identity that the supervisor has for
 /// the pod, and signs nothing else.
@@ -44,6 +45,57 @@ fn a_request_for_another_identity_gets_a_certificate_of_its_own() {
     assert!(!said.contains(&wanted), "{said}");
     // It is of no use to anybody but who holds that key: the worker goes on with its own.
     assert_carried(client, web);
+    assert_eq!(worker(&lab, CLIENT), taken);
+}
+
+/// One request a second goes to control, whatever a worker sends; a neighbour gets its
+/// certificate meanwhile.
+#[test]
+fn a_storm_of_requests_is_metered_and_keeps_no_certificate_from_others() {
+    const STORM: usize = 1_000;
+    let (lab, _server) = lab();
+    let (client, neighbour) = (lab.pod(CLIENT), lab.pod(NEIGHBOUR));
+    let (agent, node) = (lab.agent(client.node()), lab.node(client.node()));
+    let metric = |name: &str, labels: &[&str]| agent.metric(node, name, labels).unwrap();
+    let asked = || {
+        metric("nodemesh_certificates_signed_total", &[])
+            + metric("nodemesh_certificate_failures_total", &[])
+    };
+    let held_back = |pod: &str| {
+        let name = "nodemesh_supervisor_held_back_total";
+        metric(name, &["\"signing\"", &format!("pod=\"{pod}\"")])
+    };
+    let key = KeyPair::generate().unwrap();
+    let request = CertificateParams::default().serialize_request(&key);
+    // By turns one that can be signed, and one that is none.
+    let good = packet(CERTIFICATE_REQUEST, &bytes(1, request.unwrap().der()));
+    let bad = packet(CERTIFICATE_REQUEST, &bytes(1, b"no request"));
+    let taken = worker(&lab, CLIENT);
+    let (before, began) = (asked(), Instant::now());
+    let mut seized = Tracee::seize(taken).unwrap();
+    let mut sent = 0;
+    let mut storm = || {
+        let packets = [&good, &bad].into_iter().cycle().take(STORM);
+        sent += packets.filter(|p| send(&mut seized, p) > 0).count();
+    };
+    storm();
+    agent.remove_pod(neighbour).unwrap();
+    storm();
+    // Returns when it has its certificate.
+    agent.add_pod(neighbour).unwrap();
+    storm();
+    // The neighbour's own, those of the storm, and retries of one that was refused.
+    let most = 2.0 + 2.0 * (1.0 + began.elapsed().as_secs_f64());
+    let asked = asked() - before;
+    println!("{sent} requests sent, {asked} asked of control, at most {most:.1}");
+    assert!(sent > STORM, "{sent}");
+    assert!((2.0..=most).contains(&asked), "{asked}, at most {most}");
+    drop(seized);
+    // A worker that is held does not answer a scrape.
+    assert!(held_back(CLIENT) > 0.0);
+    assert!(held_back(NEIGHBOUR) < 1.0);
+    assert_carried(neighbour, lab.pod(WEB));
+    assert_carried(client, lab.pod(WEB));
     assert_eq!(worker(&lab, CLIENT), taken);
 }
 

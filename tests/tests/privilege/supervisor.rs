@@ -77,11 +77,6 @@ fn assert_status(pid: i32) {
     assert_eq!(core, ["0", "0", "bytes"]);
 }
 
-/// What it may use, as a set of bits.
-pub(crate) fn capabilities_of(pid: i32) -> u64 {
-    u64::from_str_radix(&field(pid, "CapEff"), 16).unwrap()
-}
-
 fn field(pid: i32, name: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let mut lines = status.lines().filter_map(|line| line.split_once(":\t"));
