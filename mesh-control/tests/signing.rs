@@ -56,13 +56,14 @@ async fn a_node_that_asks_too_often_is_refused_and_no_other() {
     let refused = loop {
         let answer = sign(&greedy, WEB, &csr, 0).await;
         asked += 1;
+        assert!(asked < 10_000, "{asked} were let in");
         match answer {
             Err(status) if status.code() == Code::PermissionDenied => {}
             other => break other,
         }
     };
     assert_refused(refused, Code::ResourceExhausted, "requests a second");
-    assert!((2_048..10_000).contains(&asked), "{asked} were let in");
+    assert!(asked > 2_048, "{asked} were let in");
     let modest = control.node("node-b").await;
     sign(&modest, WEB, &csr, 0).await.unwrap();
 }
