@@ -8,6 +8,7 @@ pub mod channel;
 pub mod check;
 pub mod features;
 mod handed;
+mod netlink;
 pub mod sandbox;
 pub mod supervisor;
 pub mod worker;

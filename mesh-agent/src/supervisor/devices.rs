@@ -1,13 +1,47 @@
 //! A pod's devices: which can be walled from the node, which need no wall, and which leave it
 //! past any wall.
 
-use netlink_packet_route::link::InfoKind;
-
 use super::events::word;
 use super::netlink::Link;
 
 /// Most devices a pod can have and be served.
 pub(super) const MAX_DEVICES: usize = 64;
+
+const VETH: &str = "veth";
+
+/// Kinds whose frames leave through the pod's other devices, go to a process, or nowhere. The
+/// kernel itself puts the tunnels' fallback devices into every namespace. `WireGuard` is not among
+/// them: its packets go through the namespace it was made in, which nobody can ask for.
+const CARRIED_BY_OTHERS: [&str; 28] = [
+    "dummy",
+    "ifb",
+    "nlmon",
+    "tun",
+    "bridge",
+    "bond",
+    "team",
+    "vrf",
+    "vlan",
+    "macvlan",
+    "macvtap",
+    "ipvlan",
+    "ipvtap",
+    "macsec",
+    "vxlan",
+    "geneve",
+    "xfrm",
+    "ipip",
+    "ip6tnl",
+    "sit",
+    "gre",
+    "gretap",
+    "ip6gre",
+    "ip6gretap",
+    "erspan",
+    "ip6erspan",
+    "vti",
+    "vti6",
+];
 
 /// A device that frames leave the pod by and that no wall can stand around.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,10 +87,10 @@ enum Place {
 }
 
 fn place(link: &Link, pod_links: &[Link], node_links: &[Link]) -> Place {
-    match &link.kind {
-        Some(InfoKind::Veth) => place_veth(link, pod_links, node_links),
-        Some(kind) if carried_by_others(kind) && !link.peer_elsewhere => Place::Inside,
-        Some(kind) => Place::Bare(format!("of kind {}", word(&kind.to_string()))),
+    match link.kind.as_deref() {
+        Some(VETH) => place_veth(link, pod_links, node_links),
+        Some(kind) if CARRIED_BY_OTHERS.contains(&kind) && !link.peer_elsewhere => Place::Inside,
+        Some(kind) => Place::Bare(format!("of kind {}", word(kind))),
         None => Place::Bare("without a kind, as physical devices are".to_owned()),
     }
 }
@@ -66,7 +100,7 @@ fn place_veth(link: &Link, pod_links: &[Link], node_links: &[Link]) -> Place {
         let mut ends = ends.iter();
         let end = ends.find(|end| {
             Some(end.index) == link.peer
-                && end.kind == Some(InfoKind::Veth)
+                && end.kind.as_deref() == Some(VETH)
                 && end.peer == Some(link.index)
                 && end.peer_elsewhere == elsewhere
         });
@@ -81,41 +115,6 @@ fn place_veth(link: &Link, pod_links: &[Link], node_links: &[Link]) -> Place {
     match ends(node_links, true) {
         Some(ifindex) => Place::Walled(ifindex),
         None => Place::Bare("a veth whose other end is not in the node's namespace".to_owned()),
-    }
-}
-
-/// Kinds whose frames leave through the pod's other devices, go to a process, or nowhere. The
-/// kernel itself puts the tunnels' fallback devices into every namespace. `WireGuard` is not among
-/// them: its packets go through the namespace it was made in, which nobody can ask for.
-fn carried_by_others(kind: &InfoKind) -> bool {
-    const OTHERS: [&str; 5] = ["vti6", "erspan", "ip6erspan", "team", "ip6gre"];
-    match kind {
-        InfoKind::Dummy
-        | InfoKind::Ifb
-        | InfoKind::Nlmon
-        | InfoKind::Tun
-        | InfoKind::Bridge
-        | InfoKind::Bond
-        | InfoKind::Vrf
-        | InfoKind::Vlan
-        | InfoKind::MacVlan
-        | InfoKind::MacVtap
-        | InfoKind::IpVlan
-        | InfoKind::IpVtap
-        | InfoKind::MacSec
-        | InfoKind::Vxlan
-        | InfoKind::Geneve
-        | InfoKind::Xfrm
-        | InfoKind::IpIp
-        | InfoKind::Ip6Tnl
-        | InfoKind::SitTun
-        | InfoKind::GreTun
-        | InfoKind::GreTap
-        | InfoKind::GreTun6
-        | InfoKind::GreTap6
-        | InfoKind::Vti => true,
-        InfoKind::Other(name) => OTHERS.contains(&name.as_str()),
-        _ => false,
     }
 }
 

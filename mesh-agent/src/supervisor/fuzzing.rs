@@ -3,17 +3,17 @@
 
 use std::cell::RefCell;
 use std::fs::File;
+use std::io;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 
 use mesh_api::ads::DeltaDiscoveryResponse;
 use mesh_api::worker::to_supervisor::Message as FromWorker;
 use mesh_api::worker::{Listeners, ToSupervisor};
-use mesh_core::identity::Identity;
+use mesh_core::identity::{Identity, TrustDomain};
 use mesh_core::model::{Enrolment, Mesh, Workload};
 use mesh_core::policy::PodPolicy;
 use mesh_core::policy::kernel::KernelPolicy;
-use netlink_packet_route::RouteNetlinkMessage;
 use prost::Message as _;
 use tokio::time::Instant;
 
@@ -24,18 +24,22 @@ use super::legacy::Legacy;
 use super::lookups::Lookups;
 use super::netlink;
 use super::packets::batch;
-use super::pods::PodKey;
+use super::pods::{PodKey, PodRecord};
 use super::ports;
 use super::rules::Rules;
-use super::xds::XdsState;
+use super::xds::{Commit, XdsState};
 use super::{admin, csr};
 use crate::capture;
 use crate::channel::MAX_PACKET;
 use crate::handed::Handed;
+use crate::netlink::List;
+
+fn trust_domain() -> TrustDomain {
+    "cluster.local".parse().expect("a trust domain")
+}
 
 fn identity() -> Identity {
-    let domain = "cluster.local".parse().expect("a trust domain");
-    Identity::new(domain, "shop", "cart").expect("an identity")
+    Identity::new(trust_domain(), "shop", "cart").expect("an identity")
 }
 
 /// What a worker says, one packet after the other. Nothing of it may panic the supervisor, forge
@@ -162,8 +166,7 @@ pub fn discovery_responses<'a>(
     responses: impl Iterator<Item = &'a [u8]>,
     told: impl Fn(&[Vec<u8>]),
 ) -> Vec<String> {
-    let domain = || "cluster.local".parse().expect("a trust domain");
-    let mut state = XdsState::new(domain());
+    let mut state = XdsState::new(trust_domain());
     let mut view = View::default();
     let mut faults = Vec::new();
     state.subscribe("node-a");
@@ -185,16 +188,7 @@ pub fn discovery_responses<'a>(
             change.apply(&mut view.mesh);
         }
     }
-    let kept = XdsState::restore(domain(), state.snapshot());
-    let (_, commit, _) = kept.expect("a snapshot of its own");
-    let mut again = Mesh::default();
-    for change in commit.changes {
-        change.apply(&mut again);
-    }
-    assert!(again.authorizations().eq(view.mesh.authorizations()));
-    assert!(again.authentications().eq(view.mesh.authentications()));
-    assert!(again.workloads().eq(view.mesh.workloads()));
-    assert!(again.services().eq(view.mesh.services()));
+    is_kept(&state, &view.mesh);
     for workload in view.mesh.workloads().take(4) {
         let (authorizations, authentications) = view.mesh.policies_for(workload);
         let policy = PodPolicy::new(authorizations, authentications, Vec::new());
@@ -212,6 +206,45 @@ pub fn discovery_responses<'a>(
     faults
 }
 
+/// What `state` would leave on the disk is `mesh`.
+fn is_kept(state: &XdsState, mesh: &Mesh) {
+    let kept = XdsState::restore(trust_domain(), state.snapshot());
+    let (_, commit, _) = kept.expect("a snapshot of its own");
+    let again = made_of(commit);
+    assert!(again.authorizations().eq(mesh.authorizations()));
+    assert!(again.authentications().eq(mesh.authentications()));
+    assert!(again.workloads().eq(mesh.workloads()));
+    assert!(again.services().eq(mesh.services()));
+}
+
+fn made_of(commit: Commit) -> Mesh {
+    let mut mesh = Mesh::default();
+    for change in commit.changes {
+        change.apply(&mut mesh);
+    }
+    mesh
+}
+
+/// A file that an agent finds on its disk: a pod's record, or what discovery had told. What is
+/// taken is kept the same again.
+pub fn kept_files(bytes: &[u8]) {
+    if let Ok(record) = PodRecord::read(bytes) {
+        is_one_name(&record.key);
+        let kept = serde_json::to_vec(&record).expect("JSON");
+        assert_eq!(PodRecord::read(&kept), Ok(record));
+    }
+    if let Ok(snapshot) = DeltaDiscoveryResponse::decode(bytes)
+        && let Ok((state, commit, _faults)) = XdsState::restore(trust_domain(), snapshot)
+    {
+        is_kept(&state, &made_of(commit));
+    }
+}
+
+fn is_one_name(key: &PodKey) {
+    let joined = key.joined();
+    assert!(!joined.contains('/') && joined.len() <= 512 && !joined.starts_with('.'));
+}
+
 /// Certificates that control has signed: what is taken names the identity that was asked for.
 pub fn signed_chain(pem: &str) {
     if let Ok(svid) = csr::read_chain(&[pem.to_owned()], &identity(), &[]) {
@@ -223,19 +256,25 @@ pub fn signed_chain(pem: &str) {
 
 /// What the kernel says of a pod's devices, addresses and routes, which the pod has named.
 pub fn netlink_messages(bytes: &[u8]) {
-    let mut found = Vec::new();
-    let _broken = netlink::read_packet(bytes, netlink::DUMP_LIMIT, &mut found);
-    assert!(found.len() <= netlink::DUMP_LIMIT);
-    for message in found {
-        let line = match message {
-            RouteNetlinkMessage::NewLink(link) => netlink::read_link(&link).describe(),
-            RouteNetlinkMessage::NewAddress(address) => {
-                format!("{:?}", netlink::read_address(&address))
-            }
-            RouteNetlinkMessage::NewRoute(route) => netlink::read_route(&route, true).to_string(),
-            _ => continue,
-        };
-        assert!(!line.chars().any(char::is_control), "{line:?}");
+    let link = |entry: &[u8]| Ok(netlink::read_link(entry)?.describe());
+    let address = |entry: &[u8]| Ok(format!("{:?}", netlink::read_address(entry)?));
+    let route = |entry: &[u8]| {
+        let route = netlink::read_route(entry)?;
+        Ok(route.map_or_else(String::new, |route| route.to_string()))
+    };
+    type Reader<'a> = &'a dyn Fn(&[u8]) -> io::Result<String>;
+    let readers: [(List, Reader<'_>); 3] = [
+        (netlink::LINKS, &link),
+        (netlink::ADDRESSES, &address),
+        (netlink::ROUTES, &route),
+    ];
+    for (list, read) in readers {
+        let mut lines = Vec::new();
+        let _broken = list.read_packet(bytes, read, &mut lines);
+        assert!(lines.len() <= netlink::DUMP_LIMIT);
+        for line in lines {
+            assert!(!line.chars().any(char::is_control), "{line:?}");
+        }
     }
 }
 
@@ -265,7 +304,6 @@ pub fn admin_request(line: &str) {
         } = &request
         && let Ok(key) = PodKey::new(namespace, name)
     {
-        let joined = key.joined();
-        assert!(!joined.contains('/') && joined.len() <= 512 && !joined.starts_with('.'));
+        is_one_name(&key);
     }
 }

@@ -5,19 +5,11 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
-};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
 
 use super::events::word;
+use crate::netlink::{self, List, attributes, half, malformed, text};
 
 /// Most entries of a dump that are read: a pod can have as many addresses and routes as it likes.
 pub(super) const DUMP_LIMIT: usize = 1_024;
@@ -28,7 +20,7 @@ pub(super) struct Link {
     pub(super) index: u32,
     pub(super) name: String,
     /// `None` for what has no kind: physical devices, and the loopback.
-    pub(super) kind: Option<InfoKind>,
+    pub(super) kind: Option<String>,
     pub(super) loopback: bool,
     /// The device it stands on or, for a veth, its peer.
     pub(super) peer: Option<u32>,
@@ -60,8 +52,7 @@ pub(super) struct Route {
 impl Link {
     /// For people; the name was chosen by the pod.
     pub(super) fn describe(&self) -> String {
-        let kind = self.kind.as_ref().map(ToString::to_string);
-        let kind = word(kind.as_deref().unwrap_or("without a kind"));
+        let kind = word(self.kind.as_deref().unwrap_or("without a kind"));
         format!("{} ({kind})", word(&self.name))
     }
 }
@@ -79,138 +70,143 @@ impl fmt::Display for Route {
     }
 }
 
-/// What a dump gave: at most `limit` entries.
-fn dump(request: RouteNetlinkMessage, limit: usize) -> io::Result<Vec<RouteNetlinkMessage>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut packet = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(request));
-    packet.header.flags = NLM_F_DUMP | NLM_F_REQUEST;
-    packet.header.sequence_number = 1;
-    packet.finalize();
-    let mut bytes = vec![0; packet.buffer_len()];
-    packet.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    let mut found = Vec::new();
-    loop {
-        let (received, _) = socket.recv_from_full()?;
-        if read_packet(&received, limit, &mut found)? {
-            return Ok(found);
-        }
-    }
-}
+/// `struct ifinfomsg`, `struct ifaddrmsg` and `struct rtmsg`.
+const LINK_BYTES: usize = 16;
+const ADDRESS_BYTES: usize = 8;
+const ROUTE_BYTES: usize = 12;
 
-/// Takes in the messages of one packet; true with the last one of the dump, or the last that is
-/// wanted.
-pub(super) fn read_packet(
-    packet: &[u8],
-    limit: usize,
-    found: &mut Vec<RouteNetlinkMessage>,
-) -> io::Result<bool> {
-    let mut rest = packet;
-    while !rest.is_empty() {
-        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-        match message.payload {
-            NetlinkPayload::Done(_) => return Ok(true),
-            NetlinkPayload::Error(e) => return Err(e.to_io()),
-            NetlinkPayload::InnerMessage(inner) => found.push(inner),
-            _ => {}
-        }
-        if found.len() >= limit {
-            return Ok(true);
-        }
-        let len = usize::try_from(message.header.length).unwrap_or(0);
-        // Messages are aligned to 4 bytes.
-        let next = len.next_multiple_of(4).max(16);
-        rest = rest.get(next..).unwrap_or_default();
-    }
-    Ok(false)
-}
+pub(super) const LINKS: List = List {
+    ask: libc::RTM_GETLINK,
+    entry: libc::RTM_NEWLINK,
+    limit: DUMP_LIMIT,
+};
+pub(super) const ADDRESSES: List = List {
+    ask: libc::RTM_GETADDR,
+    entry: libc::RTM_NEWADDR,
+    limit: DUMP_LIMIT,
+};
+pub(super) const ROUTES: List = List {
+    ask: libc::RTM_GETROUTE,
+    entry: libc::RTM_NEWROUTE,
+    limit: DUMP_LIMIT,
+};
 
 /// Every device, or the first `limit`.
 pub(super) fn links(limit: usize) -> io::Result<Vec<Link>> {
-    let messages = dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), limit)?;
-    let links = messages.into_iter().filter_map(|message| match message {
-        RouteNetlinkMessage::NewLink(link) => Some(read_link(&link)),
-        _ => None,
-    });
-    Ok(links.collect())
+    List { limit, ..LINKS }.dump(&[0; LINK_BYTES], read_link)
 }
 
-pub(super) fn read_link(message: &LinkMessage) -> Link {
+pub(super) fn read_link(entry: &[u8]) -> io::Result<Link> {
     let mut link = Link {
-        index: message.header.index,
+        index: netlink::word(entry, 4)?,
         name: String::new(),
         kind: None,
-        loopback: message.header.link_layer_type == LinkLayerType::Loopback,
+        loopback: half(entry, 2)? == libc::ARPHRD_LOOPBACK,
         peer: None,
         peer_elsewhere: false,
     };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Link(index) => link.peer = Some(*index),
-            LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
-            LinkAttribute::LinkInfo(infos) => {
-                link.kind = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.clone()),
-                    _ => None,
-                });
-            }
+    for attribute in attributes(after(entry, LINK_BYTES)?) {
+        let (kind, value) = attribute?;
+        match kind {
+            libc::IFLA_IFNAME => link.name = text(value),
+            libc::IFLA_LINK => link.peer = Some(netlink::word(value, 0)?),
+            libc::IFLA_LINK_NETNSID => link.peer_elsewhere = true,
+            libc::IFLA_LINKINFO => link.kind = read_kind(value)?,
             _ => {}
         }
     }
-    link
+    Ok(link)
+}
+
+fn read_kind(infos: &[u8]) -> io::Result<Option<String>> {
+    for info in attributes(infos) {
+        if let (libc::IFLA_INFO_KIND, kind) = info? {
+            return Ok(Some(text(kind)));
+        }
+    }
+    Ok(None)
 }
 
 /// Addresses of every device, link-local ones included; the first [`DUMP_LIMIT`].
 pub(super) fn addresses() -> io::Result<Vec<Address>> {
-    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-    let addresses = dump(request, DUMP_LIMIT)?.into_iter();
-    Ok(addresses
-        .filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) => read_address(&message),
-            _ => None,
-        })
-        .collect())
+    let found = ADDRESSES.dump(&[0; ADDRESS_BYTES], read_address)?;
+    Ok(found.into_iter().flatten().collect())
 }
 
-pub(super) fn read_address(message: &AddressMessage) -> Option<Address> {
-    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
-        message.attributes.iter().find_map(wanted)
-    };
-    // On a point-to-point device ADDRESS is the peer's.
-    let local = find(|attribute| match attribute {
-        AddressAttribute::Local(local) => Some(*local),
-        _ => None,
-    });
-    let address = local.or_else(|| {
-        find(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    })?;
-    let index = message.header.index;
-    Some(Address { index, address })
-}
-
-/// Unicast routes of every table; the first [`DUMP_LIMIT`] of each family.
-pub(super) fn routes() -> io::Result<Vec<Route>> {
-    let mut found = Vec::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family;
-        for message in dump(RouteNetlinkMessage::GetRoute(request), DUMP_LIMIT)? {
-            let RouteNetlinkMessage::NewRoute(route) = message else {
-                continue;
-            };
-            if route.header.kind == RouteType::Unicast {
-                found.push(read_route(&route, family == AddressFamily::Inet6));
-            }
+/// `None` for an address of another family than IP.
+pub(super) fn read_address(entry: &[u8]) -> io::Result<Option<Address>> {
+    let (family, index) = (byte(entry, 0)?, netlink::word(entry, 4)?);
+    let (mut local, mut other) = (None, None);
+    for attribute in attributes(after(entry, ADDRESS_BYTES)?) {
+        let (kind, value) = attribute?;
+        match kind {
+            libc::IFA_LOCAL => local = ip(family, value)?,
+            libc::IFA_ADDRESS => other = ip(family, value)?,
+            _ => {}
         }
     }
-    Ok(found)
+    // On a point-to-point device ADDRESS is the peer's.
+    let address = local.or(other);
+    Ok(address.map(|address| Address { index, address }))
+}
+
+/// Unicast routes of every table; the first [`DUMP_LIMIT`] of each family, of whatever kind.
+pub(super) fn routes() -> io::Result<Vec<Route>> {
+    let mut found = Vec::new();
+    for family in [INET, INET6] {
+        let mut request = [0; ROUTE_BYTES];
+        request[0] = family;
+        found.extend(ROUTES.dump(&request, read_route)?);
+    }
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// `None` for a route of another kind.
+pub(super) fn read_route(entry: &[u8]) -> io::Result<Option<Route>> {
+    let family = byte(entry, 0)?;
+    let mut route = Route {
+        destination: None,
+        prefix_len: byte(entry, 1)?,
+        v6: family == INET6,
+        oif: None,
+        table: byte(entry, 4)?.into(),
+        by_kernel: byte(entry, 5)? == libc::RTPROT_KERNEL,
+    };
+    if byte(entry, 7)? != libc::RTN_UNICAST {
+        return Ok(None);
+    }
+    for attribute in attributes(after(entry, ROUTE_BYTES)?) {
+        let (kind, value) = attribute?;
+        match kind {
+            libc::RTA_DST => route.destination = ip(family, value)?,
+            libc::RTA_OIF => route.oif = Some(netlink::word(value, 0)?),
+            libc::RTA_TABLE => route.table = netlink::word(value, 0)?,
+            _ => {}
+        }
+    }
+    Ok(Some(route))
+}
+
+const INET: u8 = 2;
+const INET6: u8 = 10;
+
+/// `None` for another family.
+fn ip(family: u8, value: &[u8]) -> io::Result<Option<IpAddr>> {
+    let read = match family {
+        INET => <[u8; 4]>::try_from(value).map(IpAddr::from),
+        INET6 => <[u8; 16]>::try_from(value).map(IpAddr::from),
+        _ => return Ok(None),
+    };
+    read.map(Some).map_err(|_| malformed())
+}
+
+fn byte(entry: &[u8], at: usize) -> io::Result<u8> {
+    entry.get(at).copied().ok_or_else(malformed)
+}
+
+/// What follows the fixed part of an entry.
+fn after(entry: &[u8], fixed: usize) -> io::Result<&[u8]> {
+    entry.get(fixed..).ok_or_else(malformed)
 }
 
 /// What a subscription hears of: devices, and addresses and routes of both families
@@ -232,27 +228,49 @@ pub(super) fn subscribe() -> io::Result<OwnedFd> {
     socket.as_fd().try_clone_to_owned()
 }
 
-pub(super) fn read_route(message: &RouteMessage, v6: bool) -> Route {
-    let mut route = Route {
-        destination: None,
-        prefix_len: message.header.destination_prefix_length,
-        v6,
-        oif: None,
-        table: message.header.table.into(),
-        by_kernel: message.header.protocol == RouteProtocol::Kernel,
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
-                route.destination = Some(IpAddr::V4(*address));
-            }
-            RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
-                route.destination = Some(IpAddr::V6(*address));
-            }
-            RouteAttribute::Oif(index) => route.oif = Some(*index),
-            RouteAttribute::Table(table) => route.table = *table,
-            _ => {}
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let len = u16::try_from(4 + value.len()).unwrap();
+        let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
     }
-    route
+
+    fn link(attributes: &[Vec<u8>]) -> io::Result<Link> {
+        let mut entry = vec![0; LINK_BYTES];
+        entry[4] = 7;
+        entry.extend(attributes.concat());
+        read_link(&entry)
+    }
+
+    #[test]
+    fn a_device_is_read_whatever_its_name_and_what_else_is_said_of_it() {
+        let kind = attribute(libc::IFLA_INFO_KIND, b"veth\0");
+        let link = link(&[
+            attribute(libc::IFLA_IFNAME, b"\xff\n\0"),
+            attribute(libc::IFLA_STATS64, b"cut"),
+            attribute(libc::IFLA_LINKINFO, &kind),
+            attribute(libc::IFLA_LINK, &9u32.to_ne_bytes()),
+        ]);
+        let link = link.unwrap();
+        assert_eq!(
+            (link.index, link.peer, link.peer_elsewhere),
+            (7, Some(9), false)
+        );
+        assert_eq!(link.describe(), "?? (veth)");
+    }
+
+    #[test]
+    fn what_is_wanted_and_cut_off_is_an_error() {
+        assert!(link(&[attribute(libc::IFLA_LINK, &[9, 0])]).is_err());
+        assert!(link(&[attribute(libc::IFLA_LINKINFO, &[9, 0, 1, 0])]).is_err());
+        let mut address = vec![INET, 24, 0, 0, 7, 0, 0, 0];
+        address.extend(attribute(libc::IFA_LOCAL, &[10, 0, 0]));
+        assert!(read_address(&address).is_err());
+        assert!(read_route(&[INET; ROUTE_BYTES - 1]).is_err());
+    }
 }

@@ -1,12 +1,10 @@
-use netlink_packet_route::link::InfoKind;
-
 use super::*;
 
 fn veth(index: u32, peer: u32) -> Link {
     Link {
         index,
         name: format!("eth{index}"),
-        kind: Some(InfoKind::Veth),
+        kind: Some("veth".to_owned()),
         loopback: false,
         peer: Some(peer),
         peer_elsewhere: true,

@@ -116,6 +116,22 @@ impl PodRecord {
             placed: None,
         }
     }
+
+    /// Reads a record. What it names becomes names of files and cgroups, so it is checked again.
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
+        let record: Self = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        if record.version != RECORD_VERSION {
+            return Err(format!(
+                "version {}, this agent knows {RECORD_VERSION}",
+                record.version
+            ));
+        }
+        PodKey::new(&record.key.namespace, &record.key.name)?;
+        if record.slot >= MAX_PODS {
+            return Err(format!("slot {}, there are {MAX_PODS}", record.slot));
+        }
+        Ok(record)
+    }
 }
 
 /// The folder of the records.
@@ -152,15 +168,10 @@ impl Records {
             if path.extension().is_none_or(|e| e != "json") {
                 continue;
             }
-            let text = std::fs::read_to_string(&path)?;
-            match serde_json::from_str::<PodRecord>(&text) {
-                Ok(record) if record.version == RECORD_VERSION => records.push(record),
-                Ok(record) => faults.push(format!(
-                    "{}: version {}, this agent knows {RECORD_VERSION}",
-                    path.display(),
-                    record.version
-                )),
-                Err(e) => faults.push(format!("{}: {e}", path.display())),
+            let read = std::fs::read(&path).map_err(|e| e.to_string());
+            match read.and_then(|bytes| PodRecord::read(&bytes)) {
+                Ok(record) => records.push(record),
+                Err(why) => faults.push(format!("{}: {why}", path.display())),
             }
         }
         Ok((records, faults))
@@ -216,13 +227,19 @@ mod tests {
             certificate: Vec::new(),
         });
         records.save(&cart).unwrap();
-        std::fs::write(folder.path().join("pods/shop_bad.json"), "{").unwrap();
-        let (found, faults) = records.load().unwrap();
-        assert_eq!(found, [cart.clone()]);
-        assert!(
-            faults.len() == 1 && faults[0].contains("shop_bad.json"),
-            "{faults:?}"
-        );
+        let elsewhere = serde_json::to_string(&cart).unwrap();
+        let elsewhere = elsewhere.replace("\"shop\"", "\"../shop\"");
+        let bad = folder.path().join("pods/shop_bad.json");
+        for text in [b"{".as_slice(), b"\xff", elsewhere.as_bytes()] {
+            std::fs::write(&bad, text).unwrap();
+            let (found, faults) = records.load().unwrap();
+            assert_eq!(found, [cart.clone()]);
+            assert!(
+                faults.len() == 1 && faults[0].contains("shop_bad.json"),
+                "{faults:?}"
+            );
+        }
+        std::fs::remove_file(bad).unwrap();
         records.delete(&cart.key).unwrap();
         records.delete(&cart.key).unwrap();
         assert!(records.load().unwrap().0.is_empty());

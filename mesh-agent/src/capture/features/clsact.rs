@@ -5,17 +5,16 @@ use std::io;
 use std::thread;
 
 use aya::programs::tc;
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
 use nix::sched::{CloneFlags, unshare};
 
+use crate::netlink;
+
 /// Index of `lo` in every network namespace.
-const LOOPBACK: i32 = 1;
+const LOOPBACK: u32 = 1;
+/// `tcm_parent` of what comes in, at a clsact qdisc.
+const INGRESS: u32 = 0xffff_fff2;
+/// Priority 1, every protocol (`ETH_P_ALL` in network order).
+const FIRST_OF_ALL: u32 = 1 << 16 | 3u16.to_be() as u32;
 
 pub(super) fn probe() -> Result<(), String> {
     thread::scope(|scope| scope.spawn(inside).join())
@@ -34,26 +33,12 @@ fn inside() -> Result<(), String> {
 }
 
 fn add_filter() -> io::Result<()> {
-    let mut filter = TcMessage::with_index(LOOPBACK);
-    filter.header.parent = TcHandle {
-        major: 0xffff,
-        minor: TcHandle::MIN_INGRESS,
-    };
-    // Priority 1, every protocol (ETH_P_ALL in network order).
-    filter.header.info = 1 << 16 | u32::from(3u16.to_be());
-    filter.attributes.push(TcAttribute::Kind("bpf".to_owned()));
-    let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewTrafficFilter(filter));
-    message.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    let socket = Socket::new(NETLINK_ROUTE)?;
-    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    let answer =
-        NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(io::Error::other)?;
-    match answer.payload {
-        NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-        _ => Ok(()),
-    }
+    // Family; index; handle; parent; info.
+    let message = [0, LOOPBACK, 0, INGRESS, FIRST_OF_ALL];
+    let mut filter: Vec<u8> = message.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    // One attribute: its length, TCA_KIND, and the kind's name.
+    filter.extend([8u16, 1].iter().flat_map(|half| half.to_ne_bytes()));
+    filter.extend(b"bpf\0");
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    netlink::request(libc::RTM_NEWTFILTER, flags, &filter)
 }
