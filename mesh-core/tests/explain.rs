@@ -2,6 +2,7 @@
 //! missing is all that is missing.
 
 mod generated;
+mod universe;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -1,6 +1,7 @@
 //! What the kernel is told of a policy, against what the worker would decide.
 
 mod generated;
+mod universe;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,7 +1,9 @@
 //! Deciding a flow allocates nothing.
 
+mod call;
 mod generated;
 mod generated_calls;
+mod universe;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

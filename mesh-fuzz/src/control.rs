@@ -25,7 +25,7 @@ use crate::{logs, node};
 
 const MANIFESTS: &str = include_str!("mesh.yaml");
 
-fn trust_domain() -> TrustDomain {
+pub(crate) fn trust_domain() -> TrustDomain {
     "cluster.local".parse().expect("a trust domain")
 }
 
@@ -34,13 +34,18 @@ fn read(text: &str) -> Result<Mesh, ManifestFault> {
     parse(&[file], &trust_domain()).map(|loaded| loaded.mesh)
 }
 
+/// One of some pods.
+pub(crate) fn mesh() -> Mesh {
+    read(MANIFESTS).unwrap_or_else(|fault| panic!("{fault}"))
+}
+
 thread_local! {
     static DIRECTORIES: [Directory; 2] = [
-        Directory::new(read(MANIFESTS).unwrap_or_else(|fault| panic!("{fault}"))),
+        Directory::new(mesh()),
         Directory::new(Mesh::default()),
     ];
     static REGISTRY: RefCell<Arc<Registry>> = RefCell::new(Arc::new(Registry::new(
-        Directory::new(read(MANIFESTS).unwrap_or_else(|fault| panic!("{fault}"))),
+        Directory::new(mesh()),
     )));
     static TOKENS: (tempfile::TempDir, TokenStore) = {
         let folder = tempfile::tempdir().expect("a folder");
@@ -162,7 +167,7 @@ pub(crate) fn node_report(bytes: &[u8]) {
     let Ok(report) = NodeReport::decode(bytes) else {
         return;
     };
-    let registry = Registry::new(Directory::new(read(MANIFESTS).unwrap_or_default()));
+    let registry = Registry::new(Directory::new(mesh()));
     let now = Instant::now();
     registry.report("node-a", &report, now).expect("the first");
     let status = serde_json::to_string(&registry.status(now)).expect("a status");

@@ -13,14 +13,15 @@ mod logs;
 mod node;
 mod policy;
 mod runtime;
+mod signing;
 
-// The generators and the model of the property tests: one universe, one opinion.
-#[path = "../../mesh-core/tests/generated/mod.rs"]
-mod generated;
-#[path = "../../mesh-core/tests/generated_calls/mod.rs"]
-mod generated_calls;
+// The model of the property tests, and their universe: one opinion.
+#[path = "../../mesh-core/tests/call/mod.rs"]
+mod call;
 #[path = "../../mesh-core/tests/naive/mod.rs"]
 mod naive;
+#[path = "../../mesh-core/tests/universe/mod.rs"]
+mod universe;
 
 /// A target: its name, which is that of its corpus folder, and the function.
 pub type Target = (&'static str, fn(&[u8]));
@@ -29,6 +30,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("admin_requests", control::admin_requests),
     ("certificate", identity::certificate),
+    ("certificate_request", signing::certificate_request),
     ("channel", channel::channel),
     ("csr", control::csr),
     ("discovery_requests", control::discovery_requests),
@@ -36,6 +38,7 @@ pub const TARGETS: &[Target] = &[
     ("hbone_request", node::hbone_request),
     ("health_answer", node::health_answer),
     ("join_request", control::join_request),
+    ("kept_files", node::kept_files),
     ("kernel_event", node::kernel_event),
     ("manifests", control::manifests),
     ("netlink_messages", node::netlink_messages),

@@ -31,6 +31,11 @@ pub(crate) fn discovery_responses(bytes: &[u8]) {
     );
 }
 
+/// What an agent has kept on its disk.
+pub(crate) fn kept_files(bytes: &[u8]) {
+    supervisor::fuzzing::kept_files(bytes);
+}
+
 /// Certificates that control sends a node.
 pub(crate) fn signed_chain(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {

@@ -47,6 +47,7 @@ macro_rules! replayed {
 replayed!(
     admin_requests,
     certificate,
+    certificate_request,
     channel,
     csr,
     discovery_requests,
@@ -54,6 +55,7 @@ replayed!(
     hbone_request,
     health_answer,
     join_request,
+    kept_files,
     kernel_event,
     manifests,
     netlink_messages,

@@ -24,6 +24,7 @@ use crate::registry::Registry;
 use crate::tokens::TokenStore;
 use crate::xds::Discovery;
 use caller::Gate;
+pub use signing::sign;
 use tls::OwnCertificate;
 
 /// Largest request of a node that is not a discovery request, in bytes.

@@ -7,6 +7,7 @@ use mesh_api::ca::istio_certificate_service_server::IstioCertificateService;
 use mesh_api::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use mesh_core::attestation::attest;
 use mesh_core::identity::{Identity, NodeIdentity};
+use mesh_core::model::Mesh;
 use prost_types::value::Kind;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -34,33 +35,34 @@ pub(super) struct Signing {
     pub(super) meter: Meter,
 }
 
-impl Signing {
-    fn sign(
-        &self,
-        node: &NodeIdentity,
-        asked: Option<&str>,
-        request: &IstioCertificateRequest,
-    ) -> Result<Issued, Status> {
-        let Some(asked) = asked else {
-            return Err(Status::invalid_argument(format!(
-                "metadata has no {IMPERSONATED}: name the pod's SPIFFE ID there"
-            )));
-        };
-        let identity: Identity = asked
-            .parse()
-            .map_err(|e| Status::invalid_argument(format!("{IMPERSONATED}: {e}")))?;
-        let directory = self.directory.borrow().clone();
-        attest(directory.mesh(), node, &identity)
-            .map_err(|e| Status::permission_denied(e.to_string()))?;
-        let key = RequestedKey::from_pem(&request.csr)
-            .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        self.authority
-            .issue_workload(&identity, &key, request.validity_duration, crate::now_s())
-            .map_err(|fault| match fault {
-                IssueFault::Lifetime(_) => Status::invalid_argument(fault.to_string()),
-                _ => Status::unavailable(fault.to_string()),
-            })
-    }
+/// What a node gets for a request: a certificate for the identity that it names, if a pod of that
+/// identity is bound to the node.
+///
+/// # Errors
+/// What the request lacks, or why it is refused.
+pub fn sign(
+    authority: &Authority,
+    mesh: &Mesh,
+    node: &NodeIdentity,
+    request: &IstioCertificateRequest,
+) -> Result<Issued, Status> {
+    let asked = impersonated(request).ok_or_else(|| {
+        Status::invalid_argument(format!(
+            "metadata has no {IMPERSONATED}: name the pod's SPIFFE ID there"
+        ))
+    })?;
+    let identity: Identity = asked
+        .parse()
+        .map_err(|e| Status::invalid_argument(format!("{IMPERSONATED}: {e}")))?;
+    attest(mesh, node, &identity).map_err(|e| Status::permission_denied(e.to_string()))?;
+    let key = RequestedKey::from_pem(&request.csr)
+        .map_err(|e| Status::invalid_argument(e.to_string()))?;
+    authority
+        .issue_workload(&identity, &key, request.validity_duration, crate::now_s())
+        .map_err(|fault| match fault {
+            IssueFault::Lifetime(_) => Status::invalid_argument(fault.to_string()),
+            _ => Status::unavailable(fault.to_string()),
+        })
 }
 
 #[tonic::async_trait]
@@ -72,8 +74,8 @@ impl IstioCertificateService for Signing {
         let caller = self.gate.node(&request)?;
         let request = request.into_inner();
         let node = &caller.identity;
-        let asked = impersonated(&request);
-        let subject: String = asked.unwrap_or("-").chars().take(256).collect();
+        let asked = impersonated(&request).unwrap_or("-");
+        let subject: String = asked.chars().take(256).collect();
         if let Err(refused) = self.meter.admit(node.node(), Instant::now()) {
             // Once, until the node has asked less.
             if refused.first {
@@ -83,7 +85,8 @@ impl IstioCertificateService for Signing {
             }
             return Err(Status::resource_exhausted(refused.to_string()));
         }
-        match self.sign(node, asked, &request) {
+        let directory = self.directory.borrow().clone();
+        match sign(&self.authority, directory.mesh(), node, &request) {
             Ok(issued) => {
                 let detail = format_args!("serial {}", issued.leaf.serial);
                 self.audit

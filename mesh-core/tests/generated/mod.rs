@@ -1,4 +1,4 @@
-//! Policies, and what peers have, from a universe so small that they meet often.
+//! Policies, and what peers have, by chance.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,43 +8,15 @@ use ipnet::IpNet;
 use mesh_core::identity::Identity;
 use mesh_core::model::ServiceKey;
 use mesh_core::policy::{
-    Action, AuthorizationPolicy, Direction, Labels, MESH_NAMESPACE, PeerTerm, PortTerm, Protocol,
-    Rule, Target,
+    Action, AuthorizationPolicy, Direction, Labels, PeerTerm, PortTerm, Protocol, Rule, Target,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
 
-const CIDRS: [&str; 14] = [
-    "0.0.0.0/0",
-    "10.0.0.0/8",
-    "10.0.0.0/24",
-    // With bits beyond its length.
-    "10.0.0.7/30",
-    "10.0.0.1/32",
-    "192.0.2.0/24",
-    "::/0",
-    "fd00::/8",
-    "fd00::/127",
-    "fd00::1/128",
-    "2001:db8::/32",
-    // v4-mapped, and around all that is.
-    "::ffff:10.0.0.0/104",
-    "::ffff:0:0/96",
-    "::ffff:0:0/90",
-];
+use crate::universe::{ADDRESSES, CIDRS, LABELS, NAMESPACES, SERVICES};
 
 pub(crate) fn address() -> impl Strategy<Value = IpAddr> {
-    select(vec![
-        "10.0.0.1",
-        "10.0.0.2",
-        "10.0.9.9",
-        "192.0.2.1",
-        "::ffff:10.0.0.1",
-        "fd00::1",
-        "fd00::2",
-        "2001:db8::1",
-    ])
-    .prop_map(|text| text.parse().unwrap())
+    select(ADDRESSES.to_vec()).prop_map(|text| text.parse().unwrap())
 }
 
 pub(crate) fn port() -> impl Strategy<Value = u16> {
@@ -60,7 +32,7 @@ pub(crate) fn direction() -> impl Strategy<Value = Direction> {
 }
 
 fn namespace() -> impl Strategy<Value = &'static str> {
-    select(vec!["a", "b", MESH_NAMESPACE])
+    select(NAMESPACES.to_vec())
 }
 
 pub(crate) fn identity() -> impl Strategy<Value = Identity> {
@@ -73,11 +45,11 @@ pub(crate) fn identity() -> impl Strategy<Value = Identity> {
 }
 
 pub(crate) fn service_key() -> impl Strategy<Value = ServiceKey> {
-    select(vec!["a/s0", "a/s1", "b/s0"]).prop_map(Into::into)
+    select(SERVICES.to_vec()).prop_map(Into::into)
 }
 
 pub(crate) fn labels() -> impl Strategy<Value = Labels> {
-    let pair = (select(vec!["app", "tier", "k"]), select(vec!["0", "1"]));
+    let pair = (select(LABELS.to_vec()), select(vec!["0", "1"]));
     prop::collection::vec(pair, 0..3).prop_map(|pairs| {
         let owned = pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned()));
         owned.collect()

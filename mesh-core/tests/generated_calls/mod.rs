@@ -1,15 +1,11 @@
-//! Flows, and authentication scopes, from the universe of [`crate::generated`].
+//! Flows, and authentication scopes, by chance.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_core::identity::Identity;
-use mesh_core::model::ServiceKey;
-use mesh_core::policy::{
-    AuthenticationMode, AuthenticationPolicy, Direction, Flow, Labels, Peer, Protocol,
-};
+use mesh_core::policy::{AuthenticationMode, AuthenticationPolicy};
 use proptest::prelude::*;
 
+use crate::call::Call;
 use crate::generated;
 
 fn mode() -> impl Strategy<Value = AuthenticationMode> {
@@ -32,36 +28,6 @@ pub(crate) fn scopes() -> impl Strategy<Value = Vec<Arc<AuthenticationPolicy>>> 
         };
         scopes.map(policy).map(Arc::new).collect()
     })
-}
-
-/// A flow that owns what it speaks of.
-#[derive(Clone, Debug)]
-pub(crate) struct Call {
-    pub(crate) direction: Direction,
-    pub(crate) address: IpAddr,
-    pub(crate) member: bool,
-    pub(crate) identity: Option<Identity>,
-    pub(crate) services: Vec<ServiceKey>,
-    pub(crate) labels: Labels,
-    pub(crate) port: u16,
-    pub(crate) protocol: Protocol,
-}
-
-impl Call {
-    pub(crate) fn flow(&self) -> Flow<'_> {
-        Flow {
-            direction: self.direction,
-            peer: Peer {
-                address: self.address,
-                member: self.member,
-                identity: self.identity.as_ref(),
-                services: &self.services,
-                labels: &self.labels,
-            },
-            port: self.port,
-            protocol: self.protocol,
-        }
-    }
 }
 
 pub(crate) fn call() -> impl Strategy<Value = Call> {

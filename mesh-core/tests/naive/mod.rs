@@ -6,11 +6,11 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use mesh_core::policy::{
     Action, AuthenticationMode, AuthenticationPolicy, AuthorizationPolicy, Direction, PORT_DNS,
-    PeerTerm, Protocol, Rule, Target,
+    PeerTerm, PodPolicy, Protocol, Rule, Target,
 };
 use mesh_core::reason::Reason;
 
-use crate::generated_calls::Call;
+use crate::call::Call;
 
 /// What decides on one pod's flows.
 pub(crate) struct Model {
@@ -20,7 +20,24 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    pub(crate) fn decide(&self, flow: &Call) -> (Option<Reason>, Option<String>) {
+    /// Holds the engine to what the model decides on a flow, which it returns.
+    ///
+    /// # Panics
+    /// If the engine decides otherwise.
+    pub(crate) fn check(
+        &self,
+        engine: &PodPolicy,
+        call: &Call,
+    ) -> (Option<Reason>, Option<String>) {
+        let decision = engine.decide(&call.flow());
+        let decided = (decision.refused, decision.policy.map(ToString::to_string));
+        let expected = self.decide(call);
+        assert_eq!(decided, expected, "{call:?}");
+        assert_eq!(engine.authentication(call.port), self.mode(call.port));
+        expected
+    }
+
+    fn decide(&self, flow: &Call) -> (Option<Reason>, Option<String>) {
         let inbound = flow.direction == Direction::Inbound;
         let plain_tcp = flow.protocol == Protocol::Tcp && !flow.member;
         if inbound && plain_tcp && self.mode(flow.port) == AuthenticationMode::Strict {
@@ -64,7 +81,7 @@ impl Model {
         found.into_iter().next()
     }
 
-    pub(crate) fn mode(&self, port: u16) -> AuthenticationMode {
+    fn mode(&self, port: u16) -> AuthenticationMode {
         let near: [fn(&Target) -> bool; 3] = [
             |t| matches!(t, Target::Labels(_) | Target::Service(_)),
             |t| matches!(t, Target::Namespace),

@@ -33,6 +33,8 @@ pub(crate) struct FuzzArgs {
 
 /// What is said of a target in `fuzz/targets.json`.
 struct Facts {
+    /// Who words what it reads, at worst.
+    by: String,
     /// What it reads, in words.
     reads: String,
     /// The files of this repository that read it.
@@ -96,9 +98,14 @@ fn targets(workspace: &Path, only: Option<&str>) -> Result<BTreeMap<String, Fact
     wanted
         .map(|(name, facts)| {
             let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+            let said = |what: &str| {
+                text(&facts[what])
+                    .with_context(|| format!("{}: {name} lacks {what:?}", path.display()))
+            };
             let sources = facts["sources"].as_array().into_iter().flatten();
             let facts = Facts {
-                reads: text(&facts["reads"]).with_context(|| format!("{name} reads nothing"))?,
+                by: said("by")?,
+                reads: said("reads")?,
                 sources: sources.filter_map(text).collect(),
             };
             Ok((name.clone(), facts))

@@ -13,8 +13,10 @@ use super::engine::{Run, files};
 const DOCUMENT: &str = "docs/FUZZING.md";
 const BEGIN: &str = "<!-- cargo xtask fuzz --coverage: begin -->\n";
 const END: &str = "<!-- cargo xtask fuzz --coverage: end -->\n";
-const HEAD: &str = "| target | reads | CPU minutes | executions | regions | lines | corpus |\n\
-                    |---|---|---:|---:|---:|---:|---:|\n";
+const HEAD: &str = "\
+| target | reads | worded by | CPU minutes | executions | regions | lines | corpus |
+|---|---|---|---:|---:|---:|---:|---:|
+";
 
 /// Writes the rows of the targets that were run; the others stay as they are.
 pub(super) fn write(
@@ -44,8 +46,9 @@ pub(super) fn write(
             .sum::<Result<u64>>()?;
         let (run, covered) = (&runs[target], covered[target]);
         let row = format!(
-            "| `{target}` | {} | {:.1} | {} | {} | {} | {} files, {} KiB |\n",
+            "| `{target}` | {} | {} | {:.1} | {} | {} | {} | {} files, {} KiB |\n",
             facts.reads,
+            facts.by,
             run.cpu_minutes,
             run.executions,
             percent(covered.regions),
@@ -55,6 +58,8 @@ pub(super) fn write(
         );
         rows.insert(target.clone(), row);
     }
+    let known = super::targets(workspace, None)?;
+    rows.retain(|target, _| known.contains_key(target));
     let rows: String = rows.into_values().collect();
     fs::write(&path, format!("{before}{BEGIN}{HEAD}{rows}{END}{after}"))
         .with_context(|| format!("writing {DOCUMENT}"))
