@@ -1,6 +1,7 @@
 //! `cargo xtask build`: the kernel programs, then every binary that embeds or drives them.
 
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -21,6 +22,16 @@ pub(crate) fn with_tests(workspace: &Path) -> Result<()> {
     eprintln!("building binaries and tests");
     exec::run(exec::cargo(workspace).args(["build", "--release", "--bins", "--tests"]))?;
     next_agent(workspace, BESIDE_TESTS)
+}
+
+/// The replay of what fuzzing has kept (`mesh-fuzz`). It is apart from all else, for it opens
+/// private parsers of mesh-agent to it, and the programs are not to have that. All packages are
+/// named for their dependencies' features: those are then as in the other builds.
+pub(crate) fn replay(workspace: &Path) -> Command {
+    let mut cargo = exec::cargo(workspace);
+    cargo.args(["test", "--release", "--workspace", "--exclude", "mesh-ebpf"]);
+    cargo.args(["--test", "corpus"]);
+    cargo
 }
 
 /// Builds the kernel programs, which mesh-agent embeds.

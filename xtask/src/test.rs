@@ -89,6 +89,9 @@ fn clippy(workspace: &Path) -> Result<()> {
     cargo.args([
         "clippy",
         "--release",
+        "--workspace",
+        "--exclude",
+        "mesh-ebpf",
         "--all-targets",
         "--",
         "-D",
@@ -137,6 +140,7 @@ fn tests(workspace: &Path, args: &TestArgs, skipped: &mut Skipped) -> Result<()>
         skipped.insert(name, why);
     }
     if args.filter.is_none() {
+        exec::run(&mut build::replay(workspace))?;
         // nextest runs no documentation tests.
         let mut cargo = exec::cargo(workspace);
         exec::run(cargo.args([

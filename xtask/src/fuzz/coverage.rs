@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::Facts;
-use crate::exec;
+use crate::{build, exec};
 
 /// What of a target's sources its corpus reaches.
 #[derive(Clone, Copy, Default)]
@@ -80,9 +80,8 @@ fn build(workspace: &Path, folder: &Path) -> Result<PathBuf> {
     // Cargo calls it with rustc and its arguments, for members of the workspace alone.
     fs::write(&wrapper, "#!/bin/sh\nexec \"$@\" -Cinstrument-coverage\n")?;
     fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
-    let mut cargo = exec::cargo(workspace);
-    cargo.args(["test", "--release", "--package", "mesh-fuzz"]);
-    cargo.args(["--test", "corpus", "--no-run"]);
+    let mut cargo = build::replay(workspace);
+    cargo.arg("--no-run");
     cargo.args(["--message-format", "json-render-diagnostics"]);
     cargo.env("RUSTC_WORKSPACE_WRAPPER", wrapper);
     let messages = exec::read(&mut cargo)?;
