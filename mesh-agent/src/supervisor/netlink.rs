@@ -271,6 +271,6 @@ mod tests {
         let mut address = vec![INET, 24, 0, 0, 7, 0, 0, 0];
         address.extend(attribute(libc::IFA_LOCAL, &[10, 0, 0]));
         assert!(read_address(&address).is_err());
-        assert!(read_route(&[INET; ROUTE_BYTES - 1]).is_err());
+        assert!(read_route(&[1; ROUTE_BYTES - 1]).is_err());
     }
 }

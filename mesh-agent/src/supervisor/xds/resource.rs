@@ -174,7 +174,7 @@ pub(super) fn removal(kind: Kind, name: &str) -> Vec<Change> {
         Kind::Service => vec![Change::RemoveService(name.to_owned())],
         Kind::Authorization => vec![Change::RemoveAuthorization(key())],
         Kind::Authentication => vec![Change::RemoveAuthentication(key())],
-        Kind::StandIn => unreadable::removal(&key()),
+        Kind::StandIn => unreadable::removal(name),
     }
 }
 

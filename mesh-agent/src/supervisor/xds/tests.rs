@@ -355,6 +355,32 @@ fn what_stands_in_is_as_wide_as_what_cannot_be_read() {
 }
 
 #[test]
+fn what_stands_in_for_a_policy_stays_whatever_becomes_of_another_of_its_key() {
+    let name = |kind: &str| format!("{kind}/shop/same");
+    let unread = |kind| resource(&name(kind), "1", POLICY_TYPE_URL, vec![0xff]);
+    let [authorization, authentication, unknown] = ["authorization", "authentication", "later"];
+    for kinds in [
+        [authorization, authentication, unknown],
+        [unknown, authentication, authorization],
+    ] {
+        let (mut state, mut mesh) = begun();
+        let resources = kinds.map(unread).into();
+        model(&mut state, &mut mesh, policies("n2", resources, &[]));
+        let standing = |mesh: &Mesh| {
+            (
+                mesh.authorizations().count(),
+                mesh.authentications().count(),
+            )
+        };
+        assert_eq!(standing(&mesh), (3, 1), "{kinds:?}");
+        let gone = [name(authentication), name(unknown)];
+        let gone = gone.each_ref().map(String::as_str);
+        model(&mut state, &mut mesh, policies("n3", Vec::new(), &gone));
+        assert_eq!(standing(&mesh), (3, 0), "{kinds:?}");
+    }
+}
+
+#[test]
 fn a_snapshot_restores_both_types_and_the_version() {
     let (mut state, mesh) = begun();
     let domain = || "cluster.local".parse().unwrap();

@@ -52,11 +52,18 @@ pub(super) fn stand_in(resource: &Resource) -> StandIn {
     }
 }
 
-/// Takes out what [`stand_in`] gave for the policy with this key.
-pub(super) fn removal(key: &str) -> Vec<Change> {
-    let denials = DIRECTIONS.map(|(_, name)| Change::RemoveAuthorization(stand_in_key(key, name)));
-    let scope = Change::RemoveAuthentication(stand_in_key(key, "inbound"));
-    denials.into_iter().chain([scope]).collect()
+/// Takes out what [`stand_in`] gave for the policy with this resource name. A policy of the other
+/// kind may have the same key, and something that stands in for it: that stays.
+pub(super) fn removal(name: &str) -> Vec<Change> {
+    match name.split_once('/') {
+        Some(("authorization", key)) => DIRECTIONS
+            .map(|(_, direction)| Change::RemoveAuthorization(stand_in_key(key, direction)))
+            .into(),
+        Some(("authentication", key)) => {
+            vec![Change::RemoveAuthentication(stand_in_key(key, "inbound"))]
+        }
+        _ => Vec::new(),
+    }
 }
 
 fn deny(key: &str, unread: &wire::AuthorizationPolicy) -> StandIn {
