@@ -9,6 +9,7 @@ use mesh_api::worker::{Refusal, TunnelOpened, refusal};
 use mesh_common::{EVENT_AUDITED, RefusalEvent};
 use mesh_core::explain;
 use mesh_core::policy::PolicyKey;
+use mesh_core::rate::TokenBucket;
 use mesh_core::reason::Reason;
 use tokio::time::Instant;
 
@@ -17,36 +18,24 @@ use super::shared::Shared;
 use crate::capture::{self, Events};
 
 /// Lines per pod, in a row and in a second: a seized worker shall not fill the log.
-const LINES_BURST: f64 = 50.0;
-const LINES_PER_SECOND: f64 = 20.0;
+const LINES_BURST: u32 = 50;
+const LINES_PER_SECOND: u32 = 20;
 /// Longest text of a worker that goes into a line.
 const TEXT_LIMIT: usize = 256;
 
-/// A budget of log lines over time that is given.
+/// A pod's budget of log lines.
 #[derive(Clone, Debug)]
-pub(super) struct LineBudget {
-    lines: f64,
-    at: Instant,
-}
+pub(super) struct LineBudget(TokenBucket);
 
 impl LineBudget {
     pub(super) fn new(now: Instant) -> Self {
-        Self {
-            lines: LINES_BURST,
-            at: now,
-        }
+        let now = now.into_std();
+        Self(TokenBucket::new(LINES_PER_SECOND, LINES_BURST, now))
     }
 
     /// Whether one more line may be written.
     pub(super) fn allow(&mut self, now: Instant) -> bool {
-        let earned = now.saturating_duration_since(self.at).as_secs_f64() * LINES_PER_SECOND;
-        self.lines = (self.lines + earned).min(LINES_BURST);
-        self.at = now;
-        let allowed = self.lines >= 1.0;
-        if allowed {
-            self.lines -= 1.0;
-        }
-        allowed
+        self.0.take(now.into_std())
     }
 }
 

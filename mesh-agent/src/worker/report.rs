@@ -7,6 +7,7 @@ use std::rc::Rc;
 use mesh_api::worker::refusal::Outcome;
 use mesh_api::worker::{Refusal, TunnelOpened, to_supervisor::Message};
 use mesh_core::identity::Identity;
+use mesh_core::rate::TokenBucket;
 use tokio::time::Instant;
 
 use super::fault::{Direction, Fault};
@@ -14,24 +15,25 @@ use super::metrics::{Count, Metrics};
 use super::outbox::Outbox;
 
 /// Messages a second that a worker may send on average.
-const PER_SECOND: f64 = 10.0;
+const PER_SECOND: u32 = 10;
 /// Messages it may send at once.
-const BURST: f64 = 20.0;
+const BURST: u32 = 20;
 
 /// Counts and reports.
 pub(crate) struct Reports {
     metrics: Rc<Metrics>,
     outbox: Outbox,
-    budget: RefCell<(f64, Instant)>,
+    budget: RefCell<TokenBucket>,
     suppressed: Cell<u32>,
 }
 
 impl Reports {
     pub(crate) fn new(metrics: Rc<Metrics>, outbox: Outbox) -> Self {
+        let budget = TokenBucket::new(PER_SECOND, BURST, Instant::now().into_std());
         Self {
             metrics,
             outbox,
-            budget: RefCell::new((BURST, Instant::now())),
+            budget: RefCell::new(budget),
             suppressed: Cell::new(0),
         }
     }
@@ -97,12 +99,6 @@ impl Reports {
     }
 
     fn within_budget(&self) -> bool {
-        let now = Instant::now();
-        let mut budget = self.budget.borrow_mut();
-        let (left, since) = *budget;
-        let left = (left + (now - since).as_secs_f64() * PER_SECOND).min(BURST);
-        let allowed = left >= 1.0;
-        *budget = (if allowed { left - 1.0 } else { left }, now);
-        allowed
+        self.budget.borrow_mut().take(Instant::now().into_std())
     }
 }

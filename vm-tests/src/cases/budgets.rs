@@ -74,7 +74,7 @@ pub(super) fn until_served(lab: &Lab, to: &Pod) -> Result<()> {
 }
 
 /// Folder of a pod's worker's cgroup.
-fn folder(lab: &Lab, key: &str) -> Result<PathBuf> {
+pub(super) fn folder(lab: &Lab, key: &str) -> Result<PathBuf> {
     let status = lab.agent(0).pod_status(lab.pod(key))?;
     let relative = status["cgroup"].as_str().context("a cgroup")?;
     Ok(Path::new("/sys/fs/cgroup").join(relative.trim_start_matches('/')))
@@ -140,10 +140,10 @@ fn memory_max(guest: &Guest) -> Result<()> {
 }
 
 /// Processes that burn CPU, ended with it.
-struct Burners(Vec<Child>);
+pub(super) struct Burners(Vec<Child>);
 
 impl Burners {
-    fn start(cgroup: &Path, count: usize) -> Result<Self> {
+    pub(super) fn start(cgroup: &Path, count: usize) -> Result<Self> {
         let mut burners = Self(Vec::new());
         for _ in 0..count {
             burners.0.push(in_cgroup(cgroup, "while :; do :; done")?);
@@ -162,7 +162,7 @@ impl Drop for Burners {
 }
 
 /// A shell that runs a script as the worker of that cgroup would.
-fn in_cgroup(cgroup: &Path, script: &str) -> Result<Child> {
+pub(super) fn in_cgroup(cgroup: &Path, script: &str) -> Result<Child> {
     let procs = cgroup.join("cgroup.procs");
     let script = format!("echo 0 > {} && {script}", procs.display());
     let mut shell = Command::new("busybox");
@@ -170,11 +170,11 @@ fn in_cgroup(cgroup: &Path, script: &str) -> Result<Child> {
     shell.spawn().context("starting busybox sh")
 }
 
-fn cpu_us(cgroup: &Path) -> Result<u64> {
+pub(super) fn cpu_us(cgroup: &Path) -> Result<u64> {
     field(&cgroup.join("cpu.stat"), "usage_usec")
 }
 
-fn field(file: &Path, name: &str) -> Result<u64> {
+pub(super) fn field(file: &Path, name: &str) -> Result<u64> {
     let text = fs::read_to_string(file)?;
     let mut lines = text.lines();
     let value = lines.find_map(|line| line.strip_prefix(name)?.trim().parse().ok());

@@ -1,7 +1,9 @@
 //! The cases, a file per topic.
 
+mod allotment;
 mod boot;
 mod budgets;
+mod capabilities;
 mod doomed;
 mod missing;
 mod nodes;
@@ -13,8 +15,10 @@ use crate::Case;
 /// All of them.
 pub fn all() -> impl Iterator<Item = &'static Case> {
     [
+        allotment::CASES,
         boot::CASES,
         budgets::CASES,
+        capabilities::CASES,
         missing::CASES,
         nodes::CASES,
         programs::CASES,

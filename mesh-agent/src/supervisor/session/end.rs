@@ -39,9 +39,10 @@ impl Session<'_> {
     pub(super) async fn bury(&mut self, patience: Duration) -> SessionEnd {
         if timeout(patience, self.death.readable()).await.is_err() {
             // ESRCH: it has ended meanwhile.
-            let _ = self.worker.signal(Signal::SIGKILL);
+            let sent = self.worker.signal(Signal::SIGKILL);
             if timeout(STEP_PATIENCE, self.death.readable()).await.is_err() {
-                tracing::error!(pod = %self.task.record.key, pid = self.worker.pid, "the worker doesn't end on SIGKILL (a stuck device or debugger?)");
+                let error = sent.err().map(tracing::field::display);
+                tracing::error!(pod = %self.task.record.key, pid = self.worker.pid, error, "the worker doesn't end on SIGKILL (a stuck device or debugger?)");
             }
         }
         self.listen_to_last_words();
