@@ -96,6 +96,20 @@ fn every_target_is_fuzzed_replayed_and_described() {
 }
 
 #[test]
+fn every_target_has_its_row_in_the_document() {
+    let document = fs::read_to_string(fuzz().join("../docs/FUZZING.md")).unwrap();
+    let (_, rest) = document.split_once("--coverage: begin -->").unwrap();
+    let (table, _) = rest.split_once("<!--").unwrap();
+    let rows = table.lines().filter_map(|row| row.strip_prefix("| `"));
+    let rows: Vec<&str> = rows.map(|row| row.split('`').next().unwrap()).collect();
+    let targets = TARGETS.iter().map(|(name, _)| *name);
+    assert!(
+        rows.iter().copied().eq(targets),
+        "{rows:?}: `cargo xtask fuzz --coverage` writes them"
+    );
+}
+
+#[test]
 fn corpora_are_small() {
     let files = TARGETS.iter().flat_map(|(name, _)| files(name));
     let bytes: u64 = files.map(|file| fs::metadata(file).unwrap().len()).sum();

@@ -84,6 +84,8 @@ fn build(workspace: &Path, folder: &Path) -> Result<PathBuf> {
     cargo.arg("--no-run");
     cargo.args(["--message-format", "json-render-diagnostics"]);
     cargo.env("RUSTC_WORKSPACE_WRAPPER", wrapper);
+    // Build scripts count as well, which nobody reads.
+    cargo.env("LLVM_PROFILE_FILE", folder.join("build-%p.profraw"));
     let messages = exec::read(&mut cargo)?;
     let built = messages
         .lines()

@@ -45,12 +45,14 @@ pub(super) fn write(
             .map(|path| Ok(fs::metadata(path)?.len()))
             .sum::<Result<u64>>()?;
         let (run, covered) = (&runs[target], covered[target]);
+        let effort = format!("{:.1} | {}", run.cpu_minutes, run.executions);
+        // Nothing was fuzzed: what was the last time stays.
+        let last = rows.get(target).and_then(|row| effort_of(row));
+        let effort = last.filter(|_| run.executions == 0).unwrap_or(effort);
         let row = format!(
-            "| `{target}` | {} | {} | {:.1} | {} | {} | {} | {} files, {} KiB |\n",
+            "| `{target}` | {} | {} | {effort} | {} | {} | {} files, {} KiB |\n",
             facts.reads,
             facts.by,
-            run.cpu_minutes,
-            run.executions,
             percent(covered.regions),
             percent(covered.lines),
             kept.len(),
@@ -63,6 +65,12 @@ pub(super) fn write(
     let rows: String = rows.into_values().collect();
     fs::write(&path, format!("{before}{BEGIN}{HEAD}{rows}{END}{after}"))
         .with_context(|| format!("writing {DOCUMENT}"))
+}
+
+/// CPU minutes and executions in a row.
+fn effort_of(row: &str) -> Option<String> {
+    let cells: Vec<&str> = row.split(" | ").collect();
+    Some(format!("{} | {}", cells.get(3)?, cells.get(4)?))
 }
 
 fn percent(share: Share) -> String {
