@@ -35,6 +35,12 @@ pub(crate) struct BenchArgs {
     /// Runs of each measurement; the median counts
     #[arg(long, default_value_t = 3, env = "REPS")]
     reps: usize,
+    /// Only the measures whose name contains this (as printed on the way)
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Only the ways whose name contains this
+    #[arg(long, default_value = "")]
+    way: String,
     /// Wait up to this long before each measurement for the machine to be idle
     #[arg(long, default_value_t = 0)]
     quiet_wait_s: u32,
@@ -83,8 +89,9 @@ pub(crate) fn run(workspace: &Path, args: &BenchArgs) -> Result<()> {
         let pair = haproxy::start(&lab).context("starting the haproxy pair")?;
         let ztunnels = ztunnel.as_ref().map(|z| start_ztunnels(&lab, z));
         let ztunnels = ztunnels.transpose().context("the ztunnel pair")?;
-        measure_all(&ways::all(&lab, &pair, ztunnels.as_ref()), args)
-            .with_context(|| lab.log_tails())?
+        let mut ways = ways::all(&lab, &pair, ztunnels.as_ref());
+        ways.retain(|way| way.name.contains(&args.way));
+        measure_all(&ways, args).with_context(|| lab.log_tails())?
     };
     println!("{}", table.text(args.reps, args.seconds));
     if ztunnel.is_none() {
@@ -115,7 +122,8 @@ fn measure_all(ways: &[Way<'_>], args: &BenchArgs) -> Result<Table> {
         table.add(way, memory(way, "private MiB per proxy process, idle")?);
     }
     for rep in 1..=args.reps {
-        for measure in Measure::ALL {
+        let wanted = |measure: &Measure| measure.name().contains(&args.only);
+        for measure in Measure::ALL.into_iter().filter(wanted) {
             for way in ways {
                 let what = format!("{}, {}", measure.name(), way.name);
                 eprintln!("run {rep} of {}: {what}", args.reps);
