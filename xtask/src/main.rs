@@ -51,7 +51,7 @@ enum Command {
     /// Do everything to the mesh, time and again, under load, and see that nothing grows (root)
     Soak(soak::SoakArgs),
     /// Measure the mesh against plain TCP and a haproxy pair, on the demo's topology (root)
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
 }
 
 fn main() -> ExitCode {
