@@ -6,6 +6,7 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
     BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
 };
+use aya_ebpf::helpers::generated::bpf_setsockopt;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::{
     FLOW_KIND_APP_DIAL, FLOW_KIND_CAPTURED, Flow, FlowKey, KernelReason, PodConfig,
@@ -119,6 +120,26 @@ fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
     field!(ops, __bindgen_anon_2.sk)
 }
 
+/// The socket's other end is in the same pod, over loopback: there is no path whose bandwidth is
+/// to be probed, and pacing to a guess of it (bbr) only leaves the processor idle. Reno, which
+/// every kernel has, is bounded by the receiver's window alone where nothing is lost.
+#[inline(always)]
+fn stays_in_the_pod(ctx: &SockOpsContext) {
+    const TCP_CONGESTION: i32 = 13;
+    let mut reno = *b"reno";
+    // What can't be set stays at the node's default, which is slower and no fault.
+    // SAFETY: takes this program type's context; `reno` is four readable bytes.
+    let _status = unsafe {
+        bpf_setsockopt(
+            ctx.ops.cast(),
+            IPPROTO_TCP as i32,
+            TCP_CONGESTION,
+            reno.as_mut_ptr().cast(),
+            4,
+        )
+    };
+}
+
 #[inline(always)]
 fn publish(ctx: &SockOpsContext, pod: &PodConfig, ends: &Ends) {
     let state = storage::get(socket(ctx));
@@ -156,6 +177,7 @@ fn publish(ctx: &SockOpsContext, pod: &PodConfig, ends: &Ends) {
         };
         refusal::record(pod.slot, KernelReason::PublishFailed, &attempt);
     }
+    stays_in_the_pod(ctx);
     if dial {
         // A label is for one connect.
         state.port = 0;
@@ -190,6 +212,7 @@ fn take(ctx: &SockOpsContext, pod: &PodConfig, ends: &Ends) {
         address,
         local: [0; 16],
     };
+    stays_in_the_pod(ctx);
     // Without storage the worker finds no original destination and refuses; the app sees
     // its worker instead of the client.
     if let Some(stored) = storage::get_or_create(socket(ctx)) {

@@ -205,6 +205,11 @@ fn set_tcp_option(socket: &Socket, option: i32, value: i32) {
 }
 
 /// A counter of `/proc/net/netstat`, where a line of names comes before one of numbers.
+fn congestion_control(socket: &Socket) -> String {
+    let name = String::from_utf8(socket.tcp_congestion().unwrap()).unwrap();
+    name.trim_end_matches('\0').to_owned()
+}
+
 fn counter(netstat: &str, name: &str) -> u64 {
     let lines: Vec<_> = netstat.lines().collect();
     let pairs = lines.chunks(2).flat_map(|pair| {
@@ -383,5 +388,29 @@ fn every_address_of_the_pod_is_captured() {
         let (accepted, _) = accept(listener);
         assert_eq!(original_destination(&accepted, level), to);
         assert_eq!(peer(&app), to);
+    }
+}
+
+#[test]
+fn what_stays_in_the_pod_is_neither_paced_nor_probed_for_bandwidth() {
+    let lab = Lab::new();
+    for way in [Way::V4, Way::V6] {
+        let app = way.tcp(&lab);
+        app.connect(&way.destination().into()).unwrap();
+        let worker = way.arrives(&lab, &app);
+        for end in [&app, &worker] {
+            assert_eq!(congestion_control(end), "reno", "{way:?}");
+        }
+    }
+    // What the mesh has no part in keeps the node's default.
+    let listener = Way::V4.tcp(&lab);
+    listener.bind(&address("127.0.0.1:0").into()).unwrap();
+    listener.listen(1).unwrap();
+    let app = Way::V4.tcp(&lab);
+    let default = congestion_control(&app);
+    app.connect(&local(&listener).into()).unwrap();
+    let (accepted, _) = accept(&listener);
+    for end in [&app, &accepted] {
+        assert_eq!(congestion_control(end), default);
     }
 }
