@@ -30,9 +30,23 @@ fn a_gibibyte_in_each_direction_at_once_arrives_whole() {
     let web = lab.pod(WEB);
     let _server = app(web, "volume-serve 7000").spawn().unwrap();
     web.wait_listening(7000).unwrap();
-    let call = format!("volume {} {}", to(web, 7000), 1u64 << 30);
-    let call = app(lab.pod(CLIENT), &call).timeout(Duration::from_secs(120));
-    succeed(call.output().unwrap(), &lab);
+    let volume = |bytes: u64| {
+        let call = format!("volume {} {bytes}", to(web, 7000));
+        let call = app(lab.pod(CLIENT), &call).timeout(Duration::from_secs(120));
+        succeed(call.output().unwrap(), &lab);
+    };
+    // What a worker keeps for good, it has after some.
+    volume(1 << 20);
+    let before = usage(&lab);
+    volume(1 << 30);
+    // Its buffers it gives back when it has come to rest.
+    for (pod, _, private_kib) in before {
+        let what = format!("the worker of {pod} to hold {private_kib} KiB and little more");
+        wait::until_true(&what, wait::PATIENCE, || {
+            Ok(private_kib_of(&lab, &pod) <= private_kib + 256)
+        })
+        .unwrap();
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::metrics::{Count, Metrics};
-use super::{socket, turn};
+use super::{heap, socket, turn};
 
 /// Most bytes in one chunk: with its frame header (9 bytes) exactly four full TLS records.
 pub(crate) const CHUNK: usize = 4 * 16_384 - 9;
@@ -34,6 +34,7 @@ pub(crate) enum Read {
 /// Reads at most `max` bytes that are there already.
 pub(crate) fn read_app(app: &TcpStream, max: usize) -> io::Result<Read> {
     turn::give_way();
+    heap::used();
     let max = max.min(CHUNK);
     BUFFER.with_borrow_mut(|buffer| {
         if buffer.capacity() < CHUNK {

@@ -19,6 +19,7 @@ mod flow;
 #[doc(hidden)]
 pub mod fuzzing;
 mod health;
+mod heap;
 mod inbound;
 mod key;
 mod listeners;
@@ -87,6 +88,7 @@ pub fn run(channel: OwnedFd) -> anyhow::Result<()> {
 
 /// [`run`] with the capture hooks of the caller's choice.
 fn run_with(channel: OwnedFd, hooks: Box<dyn CaptureHooks>) -> anyhow::Result<()> {
+    heap::keep();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -243,6 +245,7 @@ impl Worker {
         let channel = self.channel.clone();
         let context = self.context.clone();
         spawn_local(async move { context.admission.memory.watch().await });
+        spawn_local(heap::give_back_at_rest());
         loop {
             let message = tokio::select! {
                 message = receive(&channel) => message?,

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::worker::turn;
+use crate::worker::{heap, turn};
 
 /// Bytes asked of the socket at a time.
 const AHEAD: usize = 64 * 1024;
@@ -65,6 +65,7 @@ impl AsyncRead for ReadAhead {
     ) -> Poll<io::Result<()>> {
         if self.buffer.is_empty() {
             turn::give_way();
+            heap::used();
             ready!(self.stream.poll_read_ready(cx))?;
             let mut buffer = SPARE
                 .with_borrow_mut(Vec::pop)
