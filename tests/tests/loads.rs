@@ -148,12 +148,30 @@ fn stalled_receivers_hold_up_nobody() {
         healthy.timeout(Duration::from_secs(20)).output().unwrap(),
         &lab,
     );
+    // What nobody reads waits in the kernel too, and there is a bound to that.
+    assert_eq!(buffers(web, "dport = :7000", "rb"), [LEG_BUFFER; 64]);
+    assert_eq!(buffers(client, "sport = :15001", "tb"), [LEG_BUFFER; 64]);
     // Also a stream that was there before the others stalled for long.
     let healthy = app(client, &format!("burst {} 50", to(web, 7001)));
     succeed(
         healthy.timeout(Duration::from_secs(20)).output().unwrap(),
         &lab,
     );
+}
+
+/// What the kernel may hold at most for a worker's end of a bulk flow, as it counts.
+const LEG_BUFFER: u64 = 2 * 256 * 1024;
+
+/// The buffers named `rb` (received) or `tb` (sent) of the connections that a filter of `ss` names.
+fn buffers(pod: &Pod, filter: &str, name: &str) -> Vec<u64> {
+    let ss = pod.command("ss").args(["-tnmHO", "state", "established"]);
+    let said = ss.args(filter.split(' ')).output().unwrap().ok().unwrap();
+    let one = |line: &str| -> Option<u64> {
+        let memory = line.split_once("skmem:(")?.1.split_once(')')?.0;
+        let field = |field: &str| field.strip_prefix(name)?.parse().ok();
+        memory.split(',').find_map(field)
+    };
+    said.lines().filter_map(one).collect()
 }
 
 #[test]

@@ -30,6 +30,10 @@ const SLICES: usize = 32;
 /// Frames smaller than this are copied together while they wait for the app.
 const SMALL_FRAME: usize = 4096;
 
+/// From this much in one piece on, in bytes, a flow is a bulk one: the kernel is told how much of
+/// it to hold. Others never have as much, and are spared the system calls.
+const BULK: usize = 32 * 1024;
+
 /// Bytes any flow may have waiting, however much others have.
 const OWN_SHARE: usize = 64 * 1024;
 
@@ -147,6 +151,7 @@ async fn up(
     count: Count,
 ) -> Result<(), Broken> {
     let metrics = &context.metrics;
+    let mut bulk = false;
     loop {
         app.readable().await.map_err(|_| Broken::ByApp)?;
         // Past a third of what may wait, each flow waits for its own bytes first.
@@ -158,6 +163,9 @@ async fn up(
             Read::NotReady => {}
             Read::Data(data) => {
                 metrics.add(count, data.len() as u64);
+                if data.len() >= BULK && !std::mem::replace(&mut bulk, true) {
+                    socket::bound_received(app);
+                }
                 let chunk = Chunk::new(data, in_flight);
                 let sent = send.borrow_mut().send_data(chunk, false);
                 sent.map_err(|_| Broken::ByPeer)?;
@@ -204,7 +212,7 @@ async fn down(
     count: Count,
 ) -> Result<(), Broken> {
     let metrics = &context.metrics;
-    let mut ended = false;
+    let (mut ended, mut bulk) = (false, false);
     poll_fn(|cx| {
         loop {
             if !ended {
@@ -222,6 +230,9 @@ async fn down(
                 } else {
                     Poll::Pending
                 };
+            }
+            if queue.waiting.get() >= BULK && !std::mem::replace(&mut bulk, true) {
+                socket::bound_sent(app);
             }
             match app.poll_write_ready(cx) {
                 Poll::Pending => return Poll::Pending,

@@ -110,6 +110,23 @@ pub(crate) fn bound_receive_buffer(listener: &Socket, bytes: usize) -> io::Resul
     unlock()
 }
 
+/// Bytes that the kernel holds at most of a connection with an app, each way; it counts twice as
+/// much, for what it needs around them. Loopback needs no more, while by itself the kernel goes up
+/// to 4 MiB sent and 32 received, which nobody reads while the other end is stalled.
+const LEG_BUFFER: usize = 256 * 1024;
+
+/// Bounds what the app has sent and the worker has not read.
+pub(crate) fn bound_received(app: &TcpStream) {
+    // Fails only on a connection that is gone already.
+    let _gone = SockRef::from(app).set_recv_buffer_size(LEG_BUFFER);
+}
+
+/// Bounds what the worker has sent and the app has not read, beside the app's own buffer.
+pub(crate) fn bound_sent(app: &TcpStream) {
+    // Fails only on a connection that is gone already.
+    let _gone = SockRef::from(app).set_send_buffer_size(LEG_BUFFER);
+}
+
 /// IPv4 in IPv4 form.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
