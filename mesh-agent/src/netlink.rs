@@ -1,6 +1,6 @@
-//! Routing netlink, as far as the agent speaks it: lists of what the kernel has. Of a message only
-//! the attributes are read that somebody asks for. Pods have a hand in the others too, and those
-//! differ between kernels.
+//! Netlink, as far as the agent speaks it: lists of what the kernel has, and routing requests.
+//! Of a message only the attributes are read that somebody asks for. Pods have a hand in the
+//! others too, and those differ between kernels.
 
 use std::io;
 use std::iter;
@@ -20,9 +20,11 @@ const TYPE_MASK: u16 = 0x3fff;
 /// A list that the kernel can be asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct List {
-    /// `RTM_GET*`.
+    /// `NETLINK_*`.
+    pub(crate) protocol: isize,
+    /// `RTM_GET*`, or what stands for it.
     pub(crate) ask: u16,
-    /// `RTM_NEW*`, of which there is one for each entry.
+    /// `RTM_NEW*`, or what stands for it, of which there is one for each entry.
     pub(crate) entry: u16,
     /// Most entries that are read.
     pub(crate) limit: usize,
@@ -36,7 +38,7 @@ impl List {
         request: &[u8],
         read: impl Fn(&[u8]) -> io::Result<T>,
     ) -> io::Result<Vec<T>> {
-        let socket = send(self.ask, libc::NLM_F_DUMP, request)?;
+        let socket = send(self.protocol, self.ask, libc::NLM_F_DUMP, request)?;
         let mut found = Vec::new();
         loop {
             let (packet, _) = socket.recv_from_full()?;
@@ -72,7 +74,7 @@ impl List {
 
 /// Makes a request that the kernel only acknowledges. `flags` are those of its kind.
 pub(crate) fn request(kind: u16, flags: i32, body: &[u8]) -> io::Result<()> {
-    let socket = send(kind, flags | libc::NLM_F_ACK, body)?;
+    let socket = send(NETLINK_ROUTE, kind, flags | libc::NLM_F_ACK, body)?;
     let (packet, _) = socket.recv_from_full()?;
     match next_message(&mut packet.as_slice())? {
         Some((kind, message)) if i32::from(kind) == libc::NLMSG_ERROR => acknowledged(message),
@@ -80,8 +82,8 @@ pub(crate) fn request(kind: u16, flags: i32, body: &[u8]) -> io::Result<()> {
     }
 }
 
-fn send(kind: u16, flags: i32, body: &[u8]) -> io::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
+fn send(protocol: isize, kind: u16, flags: i32, body: &[u8]) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let len = u32::try_from(MESSAGE_HEADER + body.len()).map_err(io::Error::other)?;
@@ -168,6 +170,7 @@ mod tests {
     use super::*;
 
     const LINKS: List = List {
+        protocol: NETLINK_ROUTE,
         ask: libc::RTM_GETLINK,
         entry: libc::RTM_NEWLINK,
         limit: 2,

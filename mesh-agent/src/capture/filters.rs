@@ -10,6 +10,7 @@ use crate::netlink::{List, attributes, malformed, text, word};
 const MESSAGE_BYTES: usize = 20;
 
 const FILTERS: List = List {
+    protocol: netlink_sys::protocols::NETLINK_ROUTE,
     ask: libc::RTM_GETTFILTER,
     entry: libc::RTM_NEWTFILTER,
     limit: usize::MAX,

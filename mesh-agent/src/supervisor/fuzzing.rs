@@ -283,7 +283,7 @@ pub fn port_tables(text: &str) {
     if let Some(ports) = ports::parse(text) {
         assert_eq!(ports::parse(&ports::format(&ports)), Some(ports));
     }
-    assert!(ports::listening(text).count() <= text.lines().count());
+    assert!(ports::listening_in(text).count() <= text.lines().count());
 }
 
 /// A refusal out of the ring buffer.

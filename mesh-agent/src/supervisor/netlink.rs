@@ -76,16 +76,19 @@ const ADDRESS_BYTES: usize = 8;
 const ROUTE_BYTES: usize = 12;
 
 pub(super) const LINKS: List = List {
+    protocol: NETLINK_ROUTE,
     ask: libc::RTM_GETLINK,
     entry: libc::RTM_NEWLINK,
     limit: DUMP_LIMIT,
 };
 pub(super) const ADDRESSES: List = List {
+    protocol: NETLINK_ROUTE,
     ask: libc::RTM_GETADDR,
     entry: libc::RTM_NEWADDR,
     limit: DUMP_LIMIT,
 };
 pub(super) const ROUTES: List = List {
+    protocol: NETLINK_ROUTE,
     ask: libc::RTM_GETROUTE,
     entry: libc::RTM_NEWROUTE,
     limit: DUMP_LIMIT,

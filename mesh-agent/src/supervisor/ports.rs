@@ -6,8 +6,10 @@ use std::fs;
 use std::io;
 
 use mesh_common::RESERVED_PORTS;
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use super::netns::{Netns, NetnsError};
+use crate::netlink::{self, List};
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
@@ -53,18 +55,63 @@ pub(super) fn release(netns: &Netns, added: &[u16]) -> Result<(), NetnsError> {
 /// Those of the mesh's ports that something in the pod listens on, lowest first.
 pub(super) fn taken(netns: &Netns) -> Result<Vec<u16>, NetnsError> {
     netns.inside("looking for apps on the mesh's ports", || {
-        let mut taken = BTreeSet::new();
-        for table in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
-            match fs::read_to_string(table) {
-                Ok(text) => taken.extend(listening(&text)),
-                // The kernel has no IPv6.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(e),
-            }
-        }
+        let mut taken = listening().or_else(|e| match e.raw_os_error() {
+            // A kernel without `tcp_diag`, or a node without its module.
+            Some(libc::ENOENT | libc::EPROTONOSUPPORT) => listening_by_tables(),
+            _ => Err(e),
+        })?;
         taken.retain(|port| RESERVED_PORTS.contains(port));
         Ok(taken.into_iter().collect())
     })
+}
+
+/// `sock_diag(7)`: `SOCK_DIAG_BY_FAMILY` asks, and is what each entry is called.
+const SOCKETS: List = List {
+    protocol: NETLINK_SOCK_DIAG,
+    ask: SOCK_DIAG_BY_FAMILY,
+    entry: SOCK_DIAG_BY_FAMILY,
+    limit: MOST_LISTENERS,
+};
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// Most listeners of a family that are looked at.
+const MOST_LISTENERS: usize = 65_536;
+/// `TCP_LISTEN`, as a bit of a set of states.
+const LISTENERS: u32 = 1 << 10;
+
+/// Local ports of all listeners. Only those are walked through: `/proc/net/tcp` goes through the
+/// whole node's table of connections, which takes milliseconds even when it is empty, and on a
+/// kernel without preemption nobody else has the processor meanwhile.
+fn listening() -> io::Result<BTreeSet<u16>> {
+    let mut ports = BTreeSet::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        // `struct inet_diag_req_v2`: family, protocol, two bytes of nothing; states; no socket
+        // of its own.
+        let [family, ..] = family.to_le_bytes();
+        let [tcp, ..] = libc::IPPROTO_TCP.to_le_bytes();
+        let mut request = vec![family, tcp, 0, 0];
+        request.extend_from_slice(&LISTENERS.to_ne_bytes());
+        request.extend_from_slice(&[0; 48]);
+        ports.extend(SOCKETS.dump(&request, local_port)?);
+    }
+    Ok(ports)
+}
+
+/// Of a `struct inet_diag_msg`: in network byte order after four single bytes.
+pub(super) fn local_port(entry: &[u8]) -> io::Result<u16> {
+    netlink::half(entry, 4).map(u16::from_be)
+}
+
+fn listening_by_tables() -> io::Result<BTreeSet<u16>> {
+    let mut ports = BTreeSet::new();
+    for table in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
+        match fs::read_to_string(table) {
+            Ok(text) => ports.extend(listening_in(&text)),
+            // The kernel has no IPv6.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(ports)
 }
 
 fn read() -> io::Result<BTreeSet<u16>> {
@@ -107,7 +154,7 @@ pub(super) fn format(ports: &BTreeSet<u16>) -> String {
 }
 
 /// Local ports in state LISTEN (0A) of a `/proc/net/tcp` table.
-pub(super) fn listening(table: &str) -> impl Iterator<Item = u16> + '_ {
+pub(super) fn listening_in(table: &str) -> impl Iterator<Item = u16> + '_ {
     table.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_whitespace();
         let local = fields.nth(1)?;
@@ -136,6 +183,16 @@ mod tests {
         let table = "  sl  local_address rem_address   st tx_queue\n\
              0: 0100007F:3A99 00000000:0000 0A 00000000:00000000\n\
              1: 0100007F:3A9E 0100007F:0001 01 00000000:00000000\n";
-        assert_eq!(listening(table).collect::<Vec<_>>(), [15001]);
+        assert_eq!(listening_in(table).collect::<Vec<_>>(), [15001]);
+    }
+    #[test]
+    fn the_kernel_and_its_tables_say_the_same() {
+        let listeners = ["127.0.0.1:0", "[::1]:0"].map(std::net::TcpListener::bind);
+        let ports = listeners.iter().flatten();
+        let ports: Vec<u16> = ports.map(|l| l.local_addr().unwrap().port()).collect();
+        assert!(!ports.is_empty());
+        for found in [listening().unwrap(), listening_by_tables().unwrap()] {
+            assert!(ports.iter().all(|port| found.contains(port)), "{found:?}");
+        }
     }
 }

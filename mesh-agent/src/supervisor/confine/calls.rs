@@ -178,16 +178,19 @@ const BPF_COMMANDS: [u64; 18] = [
     34, // LINK_DETACH
 ];
 
-/// A worker's, and the kernel's tables of devices, addresses and routes; admin clients.
+/// A worker's; the kernel's tables of devices, addresses and routes, and of listeners; admin
+/// clients.
 fn sockets() -> Result<Vec<SeccompRule>> {
     let mut rules = seccomp::sockets()?;
     for kind in [libc::SOCK_RAW, libc::SOCK_DGRAM] {
-        let conditions = [
-            of(0, libc::AF_NETLINK)?,
-            socket_type(kind)?,
-            of(2, libc::NETLINK_ROUTE)?,
-        ];
-        rules.push(rule(&conditions)?);
+        for protocol in [libc::NETLINK_ROUTE, libc::NETLINK_SOCK_DIAG] {
+            let conditions = [
+                of(0, libc::AF_NETLINK)?,
+                socket_type(kind)?,
+                of(2, protocol)?,
+            ];
+            rules.push(rule(&conditions)?);
+        }
     }
     rules.push(rule(&[
         of(0, libc::AF_UNIX)?,
