@@ -33,7 +33,11 @@ use super::socket::CaptureHooks;
 struct NoHooks;
 
 impl CaptureHooks for NoHooks {
-    fn original_destination(&self, _accepted: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    fn original_destination(
+        &self,
+        _accepted: BorrowedFd<'_>,
+        _client: SocketAddr,
+    ) -> io::Result<SocketAddr> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

@@ -113,9 +113,6 @@ async fn handshake(
     stream: TcpStream,
 ) -> Result<(Tunnel, Identity, String), Fault> {
     let credentials = context.valid_credentials()?;
-    stream
-        .set_nodelay(true)
-        .map_err(|e| Fault::new(Reason::TunnelTls, e))?;
     let mut tls = TlsAcceptor::from(credentials.server())
         .accept(ReadAhead::new(stream))
         .into_fallible()

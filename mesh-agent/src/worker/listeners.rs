@@ -274,10 +274,17 @@ fn take_over(kind: FdKind, fd: OwnedFd) -> Option<TcpListener> {
         return None;
     }
     // An older version may have made it.
-    if carries_app_data(kind) {
-        socket::reset_on_close(&socket);
-    }
+    inherit(kind, &socket).ok()?;
     TcpListener::from_std(socket.into()).ok()
+}
+
+/// Sets what every connection of the listener is to start with.
+fn inherit(kind: FdKind, listener: &Socket) -> io::Result<()> {
+    socket::no_delay(listener)?;
+    if carries_app_data(kind) {
+        socket::reset_on_close(listener);
+    }
+    Ok(())
 }
 
 fn make(kind: FdKind) -> Result<TcpListener, ListenError> {
@@ -294,9 +301,7 @@ fn make(kind: FdKind) -> Result<TcpListener, ListenError> {
         }
         socket::bound_receive_buffer(&socket, WAITING_BUFFER)?;
         socket.bind(&address.into())?;
-        if carries_app_data(kind) {
-            socket::reset_on_close(&socket);
-        }
+        inherit(kind, &socket)?;
         socket.listen(BACKLOG)?;
         TcpListener::from_std(socket.into())
     };

@@ -30,18 +30,17 @@ pub(crate) async fn serve(
     client: SocketAddr,
 ) {
     context.metrics.add(Count::OutboundConnections, 1);
+    let accepted_from = client;
     let client = socket::canonical(client);
     if let Err(fault) = context.admit() {
         return refuse(&context, app, &fault, client, None);
     }
     let _open = context.metrics.open(Count::OutboundOpen);
-    let to = match original_destination(&context, &app) {
+    let to = match original_destination(&context, &app, accepted_from) {
         Ok(to) => to,
         Err(fault) => return refuse(&context, app, &fault, client, None),
     };
     let client = route::seen_client(&context, to, client);
-    // Without it small writes wait for each other; a socket that is gone shows it on use.
-    let _gone = app.set_nodelay(true);
     // The routing future is large and short-lived: it must not be part of this task.
     let (way, flow, _open) = match Box::pin(find(&context, &pool, to, client)).await {
         Ok(Found { way, flow, open }) => (way, flow, open),
@@ -89,11 +88,15 @@ fn refuse(
     socket::reset(app);
 }
 
-fn original_destination(context: &Context, app: &TcpStream) -> Result<SocketAddr, Fault> {
+fn original_destination(
+    context: &Context,
+    app: &TcpStream,
+    accepted_from: SocketAddr,
+) -> Result<SocketAddr, Fault> {
     let unknown = |detail: String| Fault::new(Reason::OriginalDestinationUnknown, detail);
     let to = context
         .hooks
-        .original_destination(app.as_fd())
+        .original_destination(app.as_fd(), accepted_from)
         .map_err(|e| unknown(format!("SO_ORIGINAL_DST: {e}")))?;
     let own = to.ip().is_loopback() || context.pod.has(to.ip());
     if to.ip().is_unspecified() || to.port() == 0 || (own && RESERVED_PORTS.contains(&to.port())) {

@@ -42,8 +42,6 @@ pub(crate) async fn serve(context: Rc<Context>, stream: TcpStream, peer: SocketA
         Ok((app, mut flow)) => {
             context.metrics.add(Count::InboundConnections, 1);
             context.metrics.add(Count::PlainInbound, 1);
-            // Without it small writes wait for each other; a socket that is gone shows it on use.
-            let _gone = stream.set_nodelay(true);
             let (counts, cut) = (ByteCounts::INBOUND, flow.cut(&context));
             relay_local(app, stream, &context.metrics, counts, cut).await;
         }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use mesh_api::worker::FdKind;
 use mesh_lab::netns::Netns;
+use socket2::Socket;
 use supervisor::Supervisor;
 
 fn netns(name: &str) -> Netns {
@@ -76,6 +77,21 @@ fn a_pod_without_ipv6_is_served() {
         assert!(listeners.contains(&kind), "{listeners:?}");
     }
     expect_reset(&netns, "127.0.0.1:15006");
+    worker.drain();
+}
+
+#[test]
+fn what_is_accepted_starts_with_what_each_connection_needs() {
+    let netns = netns("options");
+    let worker = Supervisor::start(&netns);
+    for kind in worker.listeners() {
+        let listener = Socket::from(worker.listener(kind));
+        assert!(listener.tcp_nodelay().unwrap(), "{kind:?}");
+        // A tunnel's last frames must arrive; an app's connection that is cut must show it.
+        let tunnels = matches!(kind, FdKind::HboneV4 | FdKind::HboneV6);
+        let linger = (!tunnels).then_some(Duration::ZERO);
+        assert_eq!(listener.linger().unwrap(), linger, "{kind:?}");
+    }
     worker.drain();
 }
 

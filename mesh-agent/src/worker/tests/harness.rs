@@ -18,7 +18,7 @@ use mesh_api::worker::{
 };
 use mesh_common::{PORT_HBONE, PORT_OUTBOUND, PORT_PLAINTEXT};
 use mesh_core::reason::Reason;
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -66,14 +66,18 @@ struct TestHooks {
 }
 
 impl CaptureHooks for TestHooks {
-    fn original_destination(&self, accepted: BorrowedFd<'_>) -> io::Result<SocketAddr> {
-        let peer = SockRef::from(&accepted).peer_addr()?.as_socket();
-        peer.and_then(|peer| self.originals.lock().unwrap().get(&peer).copied())
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOPROTOOPT))
+    fn original_destination(
+        &self,
+        _accepted: BorrowedFd<'_>,
+        client: SocketAddr,
+    ) -> io::Result<SocketAddr> {
+        let originals = self.originals.lock().unwrap();
+        let original = originals.get(&client).copied();
+        original.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOPROTOOPT))
     }
 
     fn inbound_destination(&self, accepted: &TcpStream) -> io::Result<SocketAddr> {
-        let original = self.original_destination(accepted.as_fd());
+        let original = self.original_destination(accepted.as_fd(), accepted.peer_addr()?);
         original.or_else(|_| accepted.local_addr().map(canonical))
     }
 
