@@ -163,7 +163,9 @@ fn connect_request(
     client: SocketAddr,
 ) -> Result<Request<()>, http::Error> {
     let authority = Uri::builder().authority(to.to_string()).build()?;
-    let forwarded = HeaderValue::try_from(format!("for=\"{client}\""))?;
+    let mut forwarded = HeaderValue::try_from(format!("for=\"{client}\""))?;
+    // It is another one each time: kept out of HPACK's table, where it would push out the rest.
+    forwarded.set_sensitive(true);
     Request::builder()
         .method(Method::CONNECT)
         .uri(authority)
