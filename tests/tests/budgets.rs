@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use mesh_lab::call::{self, Called, Open};
 use mesh_lab::{App, Lab, Plan, Pod, PodSpec, manifest, wait};
@@ -228,5 +229,42 @@ fn what_waits_for_a_stopped_worker_is_bounded_by_backlog_times_receive_buffer() 
     })
     .unwrap();
     assert_eq!(lab.agent(0).worker_pid(client).unwrap(), worker);
+    lab.finish().unwrap();
+}
+
+/// The number in the first line of `text` that begins so.
+fn number(text: &str, line: &str) -> u64 {
+    let rest = text.lines().find_map(|l| l.strip_prefix(line)).unwrap();
+    let number = rest.split_ascii_whitespace().next().unwrap();
+    number.parse().unwrap()
+}
+
+/// Memory of a process's heap, without its program and its libraries.
+fn heap_kib(pid: i32) -> u64 {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let (_, heap) = smaps.split_once("[heap]").unwrap();
+    number(heap, "Anonymous:")
+}
+
+#[test]
+fn a_worker_without_flows_sleeps_and_gives_back_what_its_start_took() {
+    let (lab, _server) = lab();
+    let pid = |key: &str| lab.agent(0).worker_pid(lab.pod(key)).unwrap();
+    let never_used = pid(OTHER);
+    wait::until_true("a small heap", wait::PATIENCE, || {
+        Ok(heap_kib(never_used) < 250)
+    })
+    .unwrap_or_else(|e| panic!("{} KiB: {e}", heap_kib(never_used)));
+    println!("the heap at rest: {} KiB", heap_kib(never_used));
+    // The other two have had a flow.
+    for pid in [CLIENT, WEB, OTHER].map(pid) {
+        let status = || fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let woken = || number(&status(), "voluntary_ctxt_switches:");
+        let before = woken();
+        // Time is what it sleeps for: what wakes it meanwhile is counted.
+        std::thread::sleep(Duration::from_secs(1));
+        let times = woken() - before;
+        assert!(times < 5, "it was woken {times} times in a second");
+    }
     lab.finish().unwrap();
 }

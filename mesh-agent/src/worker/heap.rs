@@ -17,7 +17,8 @@ const OWN_MAPPING: libc::c_int = 1 << 20;
 const REST: Duration = Duration::from_secs(1);
 
 thread_local! {
-    static HEAP: Heap = const { Heap { used: Cell::new(false), resting: RefCell::new(None) } };
+    // The start has used it.
+    static HEAP: Heap = const { Heap { used: Cell::new(true), resting: RefCell::new(None) } };
 }
 
 struct Heap {

@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::metrics::Metrics;
+
 /// How old a measurement may be. In that time a core can make some 20 MiB of buffers.
 const FRESH: Duration = Duration::from_millis(10);
 /// How often it is looked whether flows are to be reset.
@@ -62,12 +64,11 @@ impl Memory {
         max > 0 && used >= max / 10 * 9
     }
 
-    /// Looks for ever whether memory is short, and tells who waits for that.
-    pub(crate) async fn watch(&self) {
-        if self.used.is_none() {
-            return std::future::pending().await;
-        }
+    /// Looks for ever whether memory is short while flows are open, and tells who waits for that.
+    /// A worker without a flow is not woken for it.
+    pub(crate) async fn watch(&self, metrics: &Metrics) {
         loop {
+            metrics.busy().await;
             tokio::time::sleep(LOOK_EVERY).await;
             if self.is_short() {
                 self.short.notify_waiters();

@@ -89,6 +89,7 @@ pub(crate) struct Metrics {
     judged: [ByReason; 3],
     handshake_failures: ByReason,
     failovers: Box<[Cell<u64>]>,
+    opened: Notify,
     closed: Notify,
 }
 
@@ -107,6 +108,7 @@ impl Metrics {
             judged: [reasons(), reasons(), reasons()],
             handshake_failures: reasons(),
             failovers: zeroes(Reason::ALL.len()),
+            opened: Notify::new(),
             closed: Notify::new(),
         }
     }
@@ -138,9 +140,17 @@ impl Metrics {
         }
     }
 
+    /// Waits until a flow is open.
+    pub(crate) async fn busy(&self) {
+        while self.get(Count::InboundOpen) == 0 && self.get(Count::OutboundOpen) == 0 {
+            self.opened.notified().await;
+        }
+    }
+
     /// Raises a gauge until the guard is dropped.
     pub(crate) fn open(self: &Rc<Self>, gauge: Count) -> OpenGuard {
         self.add(gauge, 1);
+        self.opened.notify_one();
         OpenGuard {
             metrics: self.clone(),
             gauge,

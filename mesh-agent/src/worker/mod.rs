@@ -244,7 +244,7 @@ impl Worker {
     async fn run(mut self) -> anyhow::Result<()> {
         let channel = self.channel.clone();
         let context = self.context.clone();
-        spawn_local(async move { context.admission.memory.watch().await });
+        spawn_local(async move { context.admission.memory.watch(&context.metrics).await });
         spawn_local(heap::give_back_at_rest());
         loop {
             let message = tokio::select! {
