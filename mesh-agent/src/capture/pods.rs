@@ -1,9 +1,9 @@
 //! What one pod has in the kernel: maps, steering, enrolment.
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::{io, panic, thread};
 
-use aya::maps::MapError;
+use aya::maps::{ArrayOfMaps, MapData, MapError};
 use aya::programs::ProgramFd;
 use mesh_common::{
     FLOWS_PER_POD, LISTENER_PLAINTEXT_V4, LISTENER_PLAINTEXT_V6, LISTENERS_PER_POD, MAX_PODS,
@@ -26,8 +26,7 @@ impl Capture {
     /// If a map can't be made or changed.
     pub fn prepare_pod(&mut self, slot: u32) -> Result<()> {
         check(slot)?;
-        self.maps.give_flows(slot)?;
-        self.maps.give_pending(slot)?;
+        self.maps.give_rendezvous(slot)?;
         self.clear_policy(slot)?;
         self.zero_counters(slot)
     }
@@ -176,21 +175,34 @@ impl Capture {
 }
 
 impl Maps {
-    /// Gives a slot an empty rendezvous.
-    pub(super) fn give_flows(&mut self, slot: u32) -> Result<()> {
-        let flows = PodFlows::create(FLOWS_PER_POD, BPF_F_NO_PREALLOC);
-        flows
-            .and_then(|flows| self.flows.set(slot, &flows, 0))
-            .map_err(abi::failed(map_name::FLOWS))
+    /// Gives a slot an empty rendezvous and its quota. Each change waits until the programs that
+    /// run have ended, some 10 ms, so both wait at once.
+    fn give_rendezvous(&mut self, slot: u32) -> Result<()> {
+        let (flows, pending) = (&mut self.flows, &mut self.pending);
+        thread::scope(|scope| {
+            let quota = scope.spawn(|| give_pending(pending, slot));
+            let rendezvous = give_flows(flows, slot);
+            let quota = quota.join().unwrap_or_else(|e| panic::resume_unwind(e));
+            rendezvous.and(quota)
+        })
     }
+}
 
-    /// Gives a slot its quota.
-    pub(super) fn give_pending(&mut self, slot: u32) -> Result<()> {
-        let pending = PodPending::create(FLOWS_PER_POD, BPF_F_NO_PREALLOC);
-        pending
-            .and_then(|pending| self.pending.set(slot, &pending, 0))
-            .map_err(abi::failed(map_name::PENDING))
-    }
+/// Gives a slot an empty rendezvous.
+pub(super) fn give_flows(flows: &mut ArrayOfMaps<MapData, PodFlows>, slot: u32) -> Result<()> {
+    let map = PodFlows::create(FLOWS_PER_POD, BPF_F_NO_PREALLOC);
+    map.and_then(|map| flows.set(slot, &map, 0))
+        .map_err(abi::failed(map_name::FLOWS))
+}
+
+/// Gives a slot its quota.
+pub(super) fn give_pending(
+    pending: &mut ArrayOfMaps<MapData, PodPending>,
+    slot: u32,
+) -> Result<()> {
+    let map = PodPending::create(FLOWS_PER_POD, BPF_F_NO_PREALLOC);
+    map.and_then(|map| pending.set(slot, &map, 0))
+        .map_err(abi::failed(map_name::PENDING))
 }
 
 /// The program and the slot of a link that serves one pod, by its name.

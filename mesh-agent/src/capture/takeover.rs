@@ -19,7 +19,7 @@ use super::elements::Elements;
 use super::error::{self, CaptureError, Result};
 use super::object::{ATTACHED_ONCE, MAPS};
 use super::pins::{self, Pins};
-use super::pods::instance;
+use super::pods::{self, instance};
 use super::walls::{WALLS, Wall};
 use super::{Capture, CaptureOptions};
 
@@ -162,10 +162,10 @@ fn give_flows(maps: &mut Maps, emptied: &[&str]) -> Result<()> {
         .map_err(abi::failed(map_name::PODS))?;
     for slot in slots {
         if emptied.contains(&map_name::FLOWS) {
-            maps.give_flows(slot)?;
+            pods::give_flows(&mut maps.flows, slot)?;
         }
         if emptied.contains(&map_name::PENDING) {
-            maps.give_pending(slot)?;
+            pods::give_pending(&mut maps.pending, slot)?;
         }
     }
     Ok(())

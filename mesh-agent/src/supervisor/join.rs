@@ -145,13 +145,26 @@ pub(super) fn make_state_dir(state_dir: &Path) -> Result<(), JoinError> {
 
 /// Writes a file of mode 0600 as a whole: into a neighbour, synced, then renamed.
 pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), JoinError> {
+    write_whole(path, bytes, fs::File::sync_all)
+}
+
+/// The same for a file that means nothing after the machine was booted: the disk is not waited for.
+pub(super) fn write_until_boot(path: &Path, bytes: &[u8]) -> Result<(), JoinError> {
+    write_whole(path, bytes, |_| Ok(()))
+}
+
+fn write_whole(
+    path: &Path,
+    bytes: &[u8],
+    sync: impl FnOnce(&fs::File) -> io::Result<()>,
+) -> Result<(), JoinError> {
     let neighbour = path.with_extension("new");
     let write = || {
         let mut options = fs::OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
         let mut file = options.open(&neighbour)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
+        sync(&file)?;
         fs::rename(&neighbour, path)
     };
     write().map_err(|source| JoinError::File {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::boot;
 use super::config::is_name;
-use super::join::{chain, write_private};
+use super::join::{chain, write_until_boot};
 use super::netns::NetnsId;
 
 /// Layout of a record; one that this agent doesn't know is left alone.
@@ -179,7 +179,7 @@ impl Records {
 
     pub(super) fn save(&self, record: &PodRecord) -> Result<(), String> {
         let bytes = serde_json::to_vec_pretty(record).map_err(|e| e.to_string())?;
-        write_private(&self.path(&record.key), &bytes).map_err(|e| chain(&e))
+        write_until_boot(&self.path(&record.key), &bytes).map_err(|e| chain(&e))
     }
 
     pub(super) fn delete(&self, key: &PodKey) -> io::Result<()> {
