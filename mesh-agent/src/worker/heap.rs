@@ -66,7 +66,12 @@ pub(super) async fn give_back_at_rest() {
         while HEAP.with(|heap| heap.used.replace(false)) {
             tokio::time::sleep(REST).await;
         }
-        // SAFETY: takes an integer; whole free pages go back to the kernel.
-        let _given_back = unsafe { libc::malloc_trim(0) };
+        give_back();
     }
+}
+
+/// Gives whole free pages back to the kernel.
+pub(super) fn give_back() {
+    // SAFETY: `malloc_trim` takes an integer, and its own locks.
+    let _given_back = unsafe { libc::malloc_trim(0) };
 }

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -248,7 +249,7 @@ async fn serve_stream(
         return socket::reset(app);
     };
     context.metrics.add(Count::InboundConnections, 1);
-    let (counts, cut) = (ByteCounts::INBOUND, flow.cut(&context));
+    let (counts, cut) = (ByteCounts::INBOUND, pin!(flow.cut(&context)));
     relay(app, request.into_body(), send, &context, counts, cut).await;
 }
 

@@ -31,6 +31,7 @@ mod peer_settings;
 mod plaintext;
 mod policy;
 mod pool;
+mod rarely;
 mod relay;
 mod relay_local;
 mod report;

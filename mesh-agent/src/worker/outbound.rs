@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::pin::pin;
 use std::rc::Rc;
 
 use mesh_api::worker::refusal::Outcome;
@@ -47,7 +48,7 @@ pub(crate) async fn serve(
         Err(fault) => return refuse(&context, app, &fault, client, Some(to)),
     };
     let counts = ByteCounts::OUTBOUND;
-    let cut = until_cut(&context, flow);
+    let cut = pin!(until_cut(&context, flow));
     match way {
         Way::Local(server) => relay_local(app, server, &context.metrics, counts, cut).await,
         Way::Plain(server) => {

@@ -1,6 +1,7 @@
 //! Plaintext from outside the mesh: refused, unless the pod's policy takes it from there.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 
 use mesh_core::reason::Reason;
@@ -42,7 +43,7 @@ pub(crate) async fn serve(context: Rc<Context>, stream: TcpStream, peer: SocketA
         Ok((app, mut flow)) => {
             context.metrics.add(Count::InboundConnections, 1);
             context.metrics.add(Count::PlainInbound, 1);
-            let (counts, cut) = (ByteCounts::INBOUND, flow.cut(&context));
+            let (counts, cut) = (ByteCounts::INBOUND, pin!(flow.cut(&context)));
             relay_local(app, stream, &context.metrics, counts, cut).await;
         }
     }

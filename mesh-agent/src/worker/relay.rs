@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{self, Poll};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use super::chunk::{CHUNK, Chunk, InFlight, Read, read_app};
 use super::context::Context;
 use super::fault::{Direction, Fault};
 use super::metrics::{Count, Metrics};
+use super::rarely::rarely;
 use super::{socket, turn};
 
 /// How long a reset by the app waits for what the app had sent before.
@@ -74,7 +76,7 @@ pub(crate) async fn relay(
     send: SendStream<Chunk>,
     context: &Context,
     counts: ByteCounts,
-    cut: impl Future<Output = ()>,
+    cut: impl Future<Output = ()> + Unpin,
 ) {
     let metrics = &context.metrics;
     let send = RefCell::new(send);
@@ -84,12 +86,18 @@ pub(crate) async fn relay(
     let ended = {
         let up = up(&app, &send, &in_flight, context, counts.from_app);
         let down = down(&app, &mut receive, &mut queue, context, counts.to_app);
+        let before_its_time = pin!(async {
+            tokio::select! {
+                biased;
+                broken = watch(&app, &send) => broken,
+                () = cut => Broken::Cut,
+                () = memory_short(context, &waiting) => Broken::Shed,
+            }
+        });
         tokio::select! {
             biased;
             both = async { tokio::try_join!(up, down) } => both.map(|_| ()),
-            broken = watch(&app, &send) => Err(broken),
-            () = cut => Err(Broken::Cut),
-            () = memory_short(context, &waiting) => Err(Broken::Shed),
+            broken = rarely(before_its_time) => Err(broken),
         }
     };
     match ended {

@@ -24,7 +24,7 @@ pub(crate) async fn relay_local(
     other: TcpStream,
     metrics: &Metrics,
     counts: ByteCounts,
-    cut: impl Future<Output = ()>,
+    cut: impl Future<Output = ()> + Unpin,
 ) {
     let ended = tokio::select! {
         biased;

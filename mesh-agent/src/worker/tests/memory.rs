@@ -7,10 +7,13 @@ use nix::sys::prctl;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::harness::{Mesh, TestPod, within};
+use crate::worker::heap;
 
 /// Memory that is this process's alone, whoever else runs. Pages of the program's file are not
 /// counted: they turn from shared to private when another test of the same binary ends.
 fn anonymous_kib() -> u64 {
+    // As a worker does when it comes to rest.
+    heap::give_back();
     let rollup = fs::read_to_string("/proc/self/smaps_rollup").unwrap();
     let mut lines = rollup.lines();
     let line = lines.find(|line| line.starts_with("Anonymous:")).unwrap();
