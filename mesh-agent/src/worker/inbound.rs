@@ -34,6 +34,7 @@ use super::tunnel::{
     MAX_FRAME, MAX_HEADERS, RESET_STREAMS, SEND_BUFFER, STREAM_WINDOW, connection_window,
     fault_of_h2, keep_alive_inbound,
 };
+use super::turn;
 
 /// How long an alert may take, and how many bytes are thrown away meanwhile.
 const ALERT_MAY_TAKE: Duration = Duration::from_secs(1);
@@ -203,6 +204,7 @@ async fn drive(context: Rc<Context>, mut tunnel: Tunnel, caller: Caller) {
                 return;
             }
             Some(Ok((request, mut respond))) => {
+                turn::give_way();
                 if let Err(fault) = context.admit_stream() {
                     let to = authority(&request).unwrap_or_default();
                     let fault = fault.of_peer(&caller.identity);

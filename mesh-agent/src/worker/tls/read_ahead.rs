@@ -63,8 +63,9 @@ impl AsyncRead for ReadAhead {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // Also before what is there already: it may hold thousands of frames.
+        turn::give_way();
         if self.buffer.is_empty() {
-            turn::give_way();
             heap::used();
             ready!(self.stream.poll_read_ready(cx))?;
             let mut buffer = SPARE
