@@ -223,6 +223,14 @@ impl App {
         self.child.id()
     }
 
+    /// CPU time that it and its children have had, also once they have ended.
+    ///
+    /// # Errors
+    /// If its cgroup doesn't tell.
+    pub fn cpu(&self) -> Result<Duration> {
+        self.cgroup.cpu()
+    }
+
     /// What it has written to standard output.
     #[must_use]
     pub fn stdout(&self) -> String {

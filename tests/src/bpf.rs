@@ -72,3 +72,31 @@ pub(crate) fn info(fd: BorrowedFd<'_>, word: usize) -> io::Result<u32> {
     bpf(OBJ_GET_INFO_BY_FD, &mut attributes)?;
     Ok(written(&info)[word])
 }
+
+const MAP_GET_NEXT_ID: libc::c_long = 12;
+const MAP_GET_FD_BY_ID: libc::c_long = 14;
+
+/// Bytes of all eBPF maps on this machine, as the kernel reckons them.
+///
+/// # Errors
+/// If this process may not ask.
+pub fn map_bytes() -> io::Result<u64> {
+    let (mut total, mut id) = (0, 0);
+    loop {
+        let mut attributes = Attributes::of(&[id]);
+        match bpf(MAP_GET_NEXT_ID, &mut attributes) {
+            Ok(_) => id = attributes.get(1),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(total),
+            Err(error) => return Err(error),
+        }
+        // A map may go between the two calls.
+        let Ok(map) = bpf_fd(MAP_GET_FD_BY_ID, &mut Attributes::of(&[id])) else {
+            continue;
+        };
+        let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+        let bytes = told.lines().find_map(|line| line.strip_prefix("memlock:"));
+        total += bytes
+            .and_then(|bytes| bytes.trim().parse().ok())
+            .unwrap_or(0);
+    }
+}

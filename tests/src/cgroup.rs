@@ -71,6 +71,20 @@ impl Cgroup {
             .with_context(|| format!("opening {}", path.display()))
     }
 
+    /// CPU time of all processes that are or were in it or below it. Every cgroup v2 counts
+    /// that, also without the cpu controller.
+    ///
+    /// # Errors
+    /// If `cpu.stat` can't be read.
+    pub fn cpu(&self) -> Result<Duration> {
+        let path = self.path.join("cpu.stat");
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let mut lines = text.lines();
+        let used = lines.find_map(|line| line.strip_prefix("usage_usec "));
+        let used = used.with_context(|| format!("{} has no usage_usec", path.display()))?;
+        Ok(Duration::from_micros(used.parse()?))
+    }
+
     /// The processes in it and below it.
     #[must_use]
     pub fn pids(&self) -> Vec<i32> {

@@ -44,6 +44,7 @@ pub mod wait;
 pub mod wire;
 
 pub use app::{App, PodCommand, Ran};
+pub use bpf::map_bytes;
 pub use lab::Lab;
 pub use mesh::{Agent, Mesh};
 pub use netns::Netns;

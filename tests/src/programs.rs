@@ -38,6 +38,7 @@ programs! {
     DIG = "dig" in "bind9-dnsutils", "A DNS client.";
     NFT = "nft" in "nftables", "A pod's attempt to redirect its worker.";
     IPTABLES = "iptables-restore" in "iptables", "Redirection to a ztunnel.";
+    VALGRIND = "valgrind" in "valgrind", "Counts instructions.";
     POSTGRES = "initdb" in "postgresql", "A database.";
     PSQL = "psql" in "postgresql-client", "Its client.";
     MARIADB = "mariadbd" in "mariadb-server", "A database whose server speaks first.";

@@ -20,7 +20,11 @@ pub fn main(name: &str, run: impl FnOnce(&[&str]) -> io::Result<()>) -> ExitCode
     }
 }
 
-fn raise_descriptor_limit() -> io::Result<()> {
+/// Lets this process, and what it starts from now on, have as many descriptors as it may.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn raise_descriptor_limit() -> io::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }

@@ -3,6 +3,7 @@
 //! JSON what it has achieved.
 
 mod app;
+mod hold;
 mod http2;
 mod open_loop;
 mod tally;
@@ -33,7 +34,8 @@ at a tunnel port, by mutual TLS, with MORE the folder of the credentials:
   rapid-reset, continuation, pings, settings, zero-window
                HTTP/2, with MORE also ADDRESS:PORT of the app: what the name says
 what is measured:
-  open-loop    to `serve`, with MORE requests a second, and from which second to which they count";
+  open-loop    to `serve`, with MORE requests a second, and from which second to which they count
+  hold         MORE connections to an HTTP server, AT_ONCE unanswered: each asks once and is kept";
 
 fn main() -> ExitCode {
     tool::main("mesh-lab-load", run)
@@ -56,6 +58,7 @@ fn run(words: &[&str]) -> io::Result<()> {
         ("unread", []) => load.run(app::unread),
         ("connects", []) => load.run_once(app::connects),
         ("lookups", []) => load.run(app::lookups),
+        ("hold", [total]) => hold::run(&load, parse(total)?),
         ("silent", []) => load.run(tls::silent),
         ("trickle", []) => load.run(tls::trickle),
         ("handshakes", [credentials]) => {

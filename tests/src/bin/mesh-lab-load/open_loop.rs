@@ -219,7 +219,7 @@ impl Seen {
 }
 
 /// The smallest value that so many of a thousand of the sorted values don't exceed; 0 of none.
-fn percentile(sorted: &[u64], of_1000: usize) -> u64 {
+pub(crate) fn percentile(sorted: &[u64], of_1000: usize) -> u64 {
     let rank = (sorted.len() * of_1000).div_ceil(1000);
     let value = sorted.get(rank.saturating_sub(1));
     value.copied().unwrap_or_default()
