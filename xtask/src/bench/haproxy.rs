@@ -7,12 +7,12 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use mesh_lab::{App, Lab, Pod};
 
-use super::{HTTP_PORT, IPERF_PORT, system};
+use super::system;
+use super::ways::PORTS;
 use crate::exec;
 
-/// Ports of the far side's TLS listeners.
-const HTTP_TLS: u16 = 18_080;
-const IPERF_TLS: u16 = 15_201;
+/// The far side's TLS listeners are so many ports higher than what they serve.
+pub(super) const TLS: u16 = 10_000;
 
 /// The running pair.
 pub(crate) struct Pair {
@@ -29,46 +29,56 @@ impl Pair {
 /// Makes certificates and starts both.
 pub(crate) fn start(lab: &Lab) -> Result<Pair> {
     let (client, server) = (lab.pod("proxied/client"), lab.pod("proxied/server"));
-    let folder = lab.folder().join("haproxy");
-    fs::create_dir_all(&folder)?;
-    make_root(&folder)?;
-    for pod in [client, server] {
-        pod.write("root.pem", fs::read(folder.join("root.pem"))?)?;
-        pod.write("own.pem", make_leaf(&folder, pod.name())?)?;
-    }
+    credentials(lab, [client, server])?;
     let own = |pod: &Pod| pod.folder.join("own.pem").display().to_string();
     let root = |pod: &Pod| pod.folder.join("root.pem").display().to_string();
-    let outward = |port: u16, tls: u16| {
+    let outward = |port: u16| {
         format!(
             "listen out{port}\n  bind 127.0.0.1:{port}\n  \
-             server far {}:{tls} ssl verify required ca-file {} crt {}\n",
+             server far {}:{} ssl verify required ca-file {} crt {}\n",
             server.v4(),
+            port + TLS,
             root(client),
             own(client)
         )
     };
-    let inward = |port: u16, tls: u16| {
+    let inward = |port: u16| {
         format!(
-            "listen in{port}\n  bind {}:{tls} ssl crt {} ca-file {} verify required\n  \
+            "listen in{port}\n  bind {}:{} ssl crt {} ca-file {} verify required\n  \
              server app 127.0.0.1:{port}\n",
             server.v4(),
+            port + TLS,
             own(server),
             root(server)
         )
     };
-    let at_client = outward(HTTP_PORT, HTTP_TLS) + &outward(IPERF_PORT, IPERF_TLS);
-    let at_server = inward(HTTP_PORT, HTTP_TLS) + &inward(IPERF_PORT, IPERF_TLS);
+    let at_client: String = PORTS.into_iter().map(outward).collect();
+    let at_server: String = PORTS.into_iter().map(inward).collect();
     let pair = Pair {
         apps: [run(client, &at_client)?, run(server, &at_server)?],
     };
-    client.wait_listening(HTTP_PORT)?;
-    server.wait_listening(HTTP_TLS)?;
+    for port in PORTS {
+        client.wait_listening(port)?;
+        server.wait_listening(port + TLS)?;
+    }
     Ok(pair)
+}
+
+/// Gives both ends `root.pem` and `own.pem`, certificate and key.
+pub(super) fn credentials(lab: &Lab, ends: [&Pod; 2]) -> Result<()> {
+    let folder = lab.folder().join(ends[0].namespace());
+    fs::create_dir_all(&folder)?;
+    make_root(&folder)?;
+    for pod in ends {
+        pod.write("root.pem", fs::read(folder.join("root.pem"))?)?;
+        pod.write("own.pem", make_leaf(&folder, pod.name())?)?;
+    }
+    Ok(())
 }
 
 fn run(pod: &Pod, proxies: &str) -> Result<App> {
     let configuration = format!(
-        "global\n  maxconn 8192\n  ssl-default-bind-options ssl-min-ver TLSv1.3\n  \
+        "global\n  maxconn 9000\n  ssl-default-bind-options ssl-min-ver TLSv1.3\n  \
          ssl-default-server-options ssl-min-ver TLSv1.3\n\
          defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
          {proxies}"

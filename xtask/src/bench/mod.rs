@@ -1,25 +1,41 @@
 //! `cargo xtask bench`: one table, one run. Each measure is taken of each way in turn, so
 //! that whatever else the machine does falls on all of them.
 
+mod crowd;
+mod curves;
+mod document;
+mod envoy;
+mod goals;
 mod haproxy;
+mod idle;
 mod isolation;
+mod machine;
+mod marks;
 mod measure;
+mod plot;
+mod policies;
+mod progress;
+mod results;
+mod schedule;
+mod spread;
+mod svg;
 mod system;
-mod table;
+mod versions;
 mod ways;
 mod zds;
 mod ztunnel;
 
 use std::fs;
-use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use measure::Measure;
-use mesh_lab::{Lab, Plan, PodSpec, call, programs, servers, wait};
-use table::Table;
-use ways::Way;
+use measure::How;
+use mesh_lab::{Lab, programs, tool};
+use progress::Progress;
+use results::Results;
+use schedule::Schedule;
+use ways::{Others, Way};
 
 use crate::{build, setup};
 
@@ -30,10 +46,10 @@ pub(crate) struct BenchArgs {
     #[command(subcommand)]
     other: Option<Other>,
     /// Length of each measurement
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 2)]
     seconds: u32,
     /// Runs of each measurement; the median counts
-    #[arg(long, default_value_t = 3, env = "REPS")]
+    #[arg(long, default_value_t = 5, env = "REPS")]
     reps: usize,
     /// Only the measures whose name contains this (as printed on the way)
     #[arg(long, default_value = "")]
@@ -44,11 +60,33 @@ pub(crate) struct BenchArgs {
     /// Wait up to this long before each measurement for the machine to be idle
     #[arg(long, default_value_t = 0)]
     quiet_wait_s: u32,
+    /// Each once and in little: shows that all of it works, and measures nothing
+    #[arg(long)]
+    short: bool,
     /// Use the binaries as they are
     #[arg(long)]
     no_build: bool,
+    /// Measure nothing; make docs/PERFORMANCE.md and its plots from this file
+    #[arg(long)]
+    render: Option<PathBuf>,
+    /// Where the results go
+    #[arg(long, default_value = "target/bench.json")]
+    json: PathBuf,
     #[command(flatten)]
     ztunnel: ztunnel::ZtunnelArgs,
+}
+
+impl BenchArgs {
+    /// The short form takes it where it is, and installs nothing.
+    fn envoy(&self, workspace: &Path) -> Option<PathBuf> {
+        match setup::envoy(workspace, !self.short) {
+            Ok(path) => Some(path),
+            Err(error) => {
+                eprintln!("no Envoy column: {error:#}");
+                None
+            }
+        }
+    }
 }
 
 /// Benchmarks beside the table
@@ -58,104 +96,110 @@ enum Other {
     Isolation(isolation::IsolationArgs),
 }
 
-/// What nginx answers: 64 bytes.
-const BODY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde\\n";
-
-/// Name of the way whose ratios to the others the table gives.
-const MESH: &str = "Nodemesh";
-
-/// Port of nginx and of iperf3 on each server.
-const HTTP_PORT: u16 = 8080;
-const IPERF_PORT: u16 = 5201;
-
 pub(crate) fn run(workspace: &Path, args: &BenchArgs) -> Result<()> {
-    if let Some(Other::Isolation(args)) = &args.other {
-        return isolation::run(workspace, args);
+    match &args.other {
+        Some(Other::Isolation(args)) => return isolation::run(workspace, args),
+        None => {}
     }
-    let ztunnel = args.ztunnel.find()?;
+    if let Some(file) = &args.render {
+        return document::write(workspace, &Results::read(file)?);
+    }
+    let others = Others {
+        ztunnel: args.ztunnel.find("info")?,
+        envoy: args.envoy(workspace),
+    };
     programs::install(setup::BENCH)?;
     if !args.no_build {
         build::run(workspace)?;
     }
-    let others = ztunnel.as_ref().map(|_| ztunnel::NAMESPACE);
-    let namespaces: Vec<&str> = ["plain", "proxied"].into_iter().chain(others).collect();
-    let lab = Lab::with_mesh(plan(&namespaces)).context("setting up")?;
-    let table = {
-        let mut apps = Vec::new();
-        for pod in lab.pods().filter(|pod| pod.name() == "server") {
-            apps.push(servers::quiet_nginx(pod, &[HTTP_PORT], BODY)?);
-            apps.push(servers::iperf3(pod)?);
-        }
-        let pair = haproxy::start(&lab).context("starting the haproxy pair")?;
-        let ztunnels = ztunnel.as_ref().map(|z| start_ztunnels(&lab, z));
-        let ztunnels = ztunnels.transpose().context("the ztunnel pair")?;
-        let mut ways = ways::all(&lab, &pair, ztunnels.as_ref());
+    tool::raise_descriptor_limit().context("room for many connections")?;
+    let lab = Lab::with_mesh(ways::plan(&others)).context("setting up")?;
+    let carriers = ways::start(&lab, &others).context("what is compared with")?;
+    let mut results = Results::new(versions::about(workspace, &lab, &others, args)?);
+    let whole = {
+        let mut ways = carriers.ways(&lab);
         ways.retain(|way| way.name.contains(&args.way));
-        measure_all(&ways, args).with_context(|| lab.log_tails())?
+        let schedule = Schedule::new(&ways, args);
+        let measured = measure_all(&lab, &ways, &schedule, args, &mut results);
+        let crowd = schedule.crowd;
+        measured.with_context(|| lab.log_tails()).map(|()| crowd)
     };
-    println!("{}", table.text(args.reps, args.seconds));
-    if ztunnel.is_none() {
-        println!("\n{}", ztunnel::ABSENT);
-    }
-    let json = workspace.join("target/bench.json");
-    fs::write(&json, table.json(args.reps, args.seconds))
-        .with_context(|| format!("writing {}", json.display()))?;
+    drop(carriers);
+    let whole = whole.and_then(|crowd| {
+        lab.finish()?;
+        match crowd {
+            Some(crowd) => crowd.measure(&args.way, others.ztunnel.as_ref(), &mut results),
+            None => Ok(()),
+        }
+    });
+    println!("{}", document::text(&results));
+    let json = workspace.join(&args.json);
+    fs::write(&json, results.json()).with_context(|| format!("writing {}", json.display()))?;
     eprintln!("also in {}", json.display());
-    lab.finish()
-}
-
-fn start_ztunnels(lab: &Lab, ztunnel: &ztunnel::Ztunnel) -> Result<ztunnel::Pair> {
-    let ends = ["client", "server"].map(|name| lab.pod(&format!("{}/{name}", ztunnel::NAMESPACE)));
-    let pair = ztunnel::start(lab, ztunnel, &ends)?;
-    let [client, server] = ends;
-    ztunnel::check(lab, ends, || {
-        let nginx = SocketAddr::new(server.v4().into(), HTTP_PORT);
-        call::http(&client.netns, nginx, "/", wait::PATIENCE).map(drop)
-    })?;
-    Ok(pair)
+    whole?;
+    if others.ztunnel.is_none() {
+        eprintln!("{}", ztunnel::ABSENT);
+    }
+    Ok(())
 }
 
 /// Every measure of every way, in turn.
-fn measure_all(ways: &[Way<'_>], args: &BenchArgs) -> Result<Table> {
-    let mut table = Table::new(ways);
-    for way in ways {
-        table.add(way, memory(way, "private MiB per proxy process, idle")?);
+fn measure_all(
+    lab: &Lab,
+    ways: &[Way<'_>],
+    schedule: &Schedule,
+    args: &BenchArgs,
+    results: &mut Results,
+) -> Result<()> {
+    let expected = schedule.expected();
+    eprintln!("this takes about {:.0} min", expected.as_secs_f64() / 60.0);
+    let fresh = idle::weigh(ways, results)?;
+    if let Some(connections) = schedule.idle {
+        for rep in 1..=schedule.reps {
+            eprintln!("run {rep} of {}: idle connections", schedule.reps);
+            idle::measure(&fresh, connections, results)?;
+        }
     }
-    for rep in 1..=args.reps {
-        let wanted = |measure: &Measure| measure.name().contains(&args.only);
-        for measure in Measure::ALL.into_iter().filter(wanted) {
-            for way in ways {
-                let what = format!("{}, {}", measure.name(), way.name);
-                eprintln!("run {rep} of {}: {what}", args.reps);
-                system::wait_quiet(args.quiet_wait_s);
-                table.add(way, measure.take(way, args.seconds).context(what)?);
+    let how = How {
+        seconds: schedule.seconds,
+        rate: rate(ways, schedule, results)?,
+    };
+    let mut progress = Progress::new(schedule.all(), expected);
+    let mut begin = |rep: usize, reps: usize, what: &str| {
+        eprintln!("run {rep} of {reps}{}: {what}", progress.next());
+        system::wait_quiet(args.quiet_wait_s);
+    };
+    for rep in 1..=schedule.reps {
+        for step in &schedule.steps {
+            let way = &ways[step.way];
+            let what = format!("{}, {}", step.what.name(), way.name);
+            begin(rep, schedule.reps, &what);
+            for (row, value) in step.what.take(way, how).context(what)? {
+                results.add(&row, way.name, value);
             }
         }
     }
-    for way in ways {
-        table.add(
-            way,
-            memory(way, "private MiB per proxy process, after all")?,
-        );
+    idle::after(ways, results)?;
+    for rep in 1..=schedule.curve_reps {
+        for step in &schedule.points {
+            let way = &ways[step.way];
+            let what = format!("{}, {}", step.what.name(), way.name);
+            begin(rep, schedule.curve_reps, &what);
+            let taken = step.what.take(lab, way, schedule.curve_seconds, results);
+            taken.context(what)?;
+        }
     }
-    Ok(table)
+    Ok(())
 }
 
-/// A client and a server in each namespace, on different nodes; only the mesh's are enrolled.
-fn plan(others: &[&str]) -> Plan {
-    let plan = Plan::nodes(2).enrolled("mesh");
-    let plan = others.iter().fold(plan, |plan, name| plan.namespace(name));
-    let all = others.iter().chain(&["mesh"]);
-    all.fold(plan, |plan, namespace| {
-        plan.pod(PodSpec::new(namespace, "client"))
-            .pod(PodSpec::new(namespace, "server").node(1))
-    })
-}
-
-/// Private memory of the largest of the processes that carry the traffic.
-fn memory(way: &Way<'_>, row: &'static str) -> Result<measure::Results> {
-    let pids = (way.proxies)()?;
-    let sizes: Result<Vec<f64>> = pids.iter().map(|pid| system::private_mib(*pid)).collect();
-    let largest = sizes?.into_iter().reduce(f64::max);
-    Ok(largest.map(|mib| (row, mib)).into_iter().collect())
+/// Half of what the peer can do at most, or who is there in its place.
+fn rate(ways: &[Way<'_>], schedule: &Schedule, results: &mut Results) -> Result<f64> {
+    let by_name = |name: &str| ways.iter().find(|way| way.name == name);
+    let slowest = by_name(ways::PEER).or_else(|| by_name(ways::HAPROXY));
+    let Some(way) = slowest.or(ways.first()) else {
+        return Ok(0.0);
+    };
+    let rate = measure::most(way, schedule.seconds)? / 2.0;
+    results.set_rate(rate.round(), way.name);
+    Ok(rate)
 }

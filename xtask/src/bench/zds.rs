@@ -17,8 +17,9 @@ use nix::sys::time::TimeVal;
 /// How long a ztunnel may take to connect, and for each answer.
 const PATIENCE_S: u32 = 20;
 
-/// The fields of a request: `WorkloadRequest.add` and `.snapshot_sent`.
+/// The fields of a request: `WorkloadRequest.add`, `.del` and `.snapshot_sent`.
 const ADD: u8 = 1;
+const DEL: u8 = 2;
 const SNAPSHOT_SENT: u8 = 3;
 
 /// `WorkloadResponse { ack: Ack { error: "" } }`.
@@ -65,8 +66,8 @@ impl Agent {
     }
 }
 
-/// Sends a pod's name and its network namespace.
-fn add(stream: &mut UnixStream, pod: &Pod) -> Result<()> {
+/// Sends a pod's name and its network namespace, and waits until the ztunnel has it.
+pub(crate) fn add(stream: &mut UnixStream, pod: &Pod) -> Result<()> {
     let workload = [
         field(1, pod.name().as_bytes()),
         field(2, pod.namespace().as_bytes()),
@@ -82,6 +83,13 @@ fn add(stream: &mut UnixStream, pod: &Pod) -> Result<()> {
         MsgFlags::empty(),
         None,
     )?;
+    acknowledged(stream)
+}
+
+/// Takes a pod from the ztunnel.
+pub(crate) fn remove(stream: &mut UnixStream, pod: &Pod) -> Result<()> {
+    let uid = field(2, pod.key().as_bytes());
+    stream.write_all(&field(DEL, &uid))?;
     acknowledged(stream)
 }
 

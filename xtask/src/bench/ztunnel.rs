@@ -1,6 +1,7 @@
 //! A pair of ztunnels, one on each node, as Istio's ambient mesh runs them: each serves pods
 //! of its node from inside the pods' namespaces.
 
+use std::cell::RefCell;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
@@ -13,7 +14,7 @@ use mesh_lab::forger::Forger;
 use mesh_lab::{App, Lab, Pod, call, wait};
 
 use super::system;
-use super::zds::Agent;
+use super::zds::{self, Agent};
 use crate::exec;
 
 /// Namespace of the pods that belong to it.
@@ -42,6 +43,9 @@ pub(crate) struct ZtunnelArgs {
     /// A checkout of ztunnel, for the script that redirects a pod's traffic to it
     #[arg(long, env = "ZTUNNEL_SRC", requires = "ztunnel_bin")]
     ztunnel_src: Option<PathBuf>,
+    /// What it logs: with `info`, its default, a line for each connection; with `warn` none
+    #[arg(long, env = "ZTUNNEL_LOG")]
+    ztunnel_log: Option<String>,
 }
 
 /// What there is to run.
@@ -51,11 +55,13 @@ pub(crate) struct Ztunnel {
     redirect: PathBuf,
     /// Key and certificate of the test CA that signs in place of Istio's.
     ca: [PathBuf; 2],
+    /// Its `RUST_LOG`.
+    log: String,
 }
 
 impl ZtunnelArgs {
-    /// None if none was named.
-    pub(crate) fn find(&self) -> Result<Option<Ztunnel>> {
+    /// None if none was named. It logs like that if nothing else is asked for.
+    pub(crate) fn find(&self, log: &str) -> Result<Option<Ztunnel>> {
         let (Some(binary), Some(sources)) = (&self.ztunnel_bin, &self.ztunnel_src) else {
             return Ok(None);
         };
@@ -67,6 +73,7 @@ impl ZtunnelArgs {
                 source("src/tls/ca-key.pem")?,
                 source("src/tls/root-cert.pem")?,
             ],
+            log: self.ztunnel_log.as_deref().unwrap_or(log).to_owned(),
         }))
     }
 }
@@ -75,7 +82,7 @@ impl Ztunnel {
     /// What it says of itself: the commit and how it was built.
     pub(crate) fn version(&self) -> Result<String> {
         let said = exec::read(Command::new(&self.binary).arg("version"))?;
-        Ok(said.trim().to_owned())
+        Ok(format!("{}, RUST_LOG={}", said.trim(), self.log))
     }
 
     /// Signs certificates that its peers trust.
@@ -103,15 +110,23 @@ impl Pair {
     }
 }
 
+/// Starts a pair for the client and the server of [`NAMESPACE`], and makes sure that requests to
+/// nginx on this port of the server go by way of it.
+pub(crate) fn start_checked(lab: &Lab, ztunnel: &Ztunnel, port: u16) -> Result<Pair> {
+    let ends = ["client", "server"].map(|name| lab.pod(&format!("{NAMESPACE}/{name}")));
+    let pair = start(lab, ztunnel, &ends)?;
+    let [client, server] = ends;
+    let nginx = SocketAddr::new(server.v4().into(), port);
+    check(lab, ends, || {
+        call::http(&client.netns, nginx, "/", wait::PATIENCE).map(drop)
+    })?;
+    Ok(pair)
+}
+
 /// Starts one on each node, for all of these pods that are on it, and redirects the pods'
 /// traffic to it.
 pub(crate) fn start(lab: &Lab, ztunnel: &Ztunnel, pods: &[&Pod]) -> Result<Pair> {
-    let workloads = lab.folder().join("ztunnel.yaml");
-    let listed: String = pods.iter().map(|pod| workload(lab, pod)).collect();
-    fs::write(
-        &workloads,
-        format!("policies: []\nservices: []\nworkloads:\n{listed}"),
-    )?;
+    let workloads = write_workloads(lab, pods)?;
     let (mut apps, mut agents) = (Vec::new(), Vec::new());
     for node in NODES {
         let own: Vec<&Pod> = pods.iter().copied().filter(|p| p.node() == node).collect();
@@ -133,6 +148,38 @@ pub(crate) fn start(lab: &Lab, ztunnel: &Ztunnel, pods: &[&Pod]) -> Result<Pair>
     })
 }
 
+/// A ztunnel on one node, and the end of it that hands it pods.
+pub(crate) struct Single {
+    app: App,
+    agent: RefCell<UnixStream>,
+}
+
+impl Single {
+    /// Starts it with one pod, whose traffic is not redirected to it.
+    pub(crate) fn start(lab: &Lab, ztunnel: &Ztunnel, pod: &Pod) -> Result<Self> {
+        let workloads = write_workloads(lab, &[pod])?;
+        let (app, agent) = start_one(lab, ztunnel, &[pod], &workloads)?;
+        let agent = agent.into();
+        Ok(Self { app, agent })
+    }
+
+    /// Hands it one more pod.
+    pub(crate) fn add(&self, pod: &Pod) -> Result<()> {
+        zds::add(&mut self.agent.borrow_mut(), pod)
+            .with_context(|| format!("handing over {}: {}", pod.key(), self.app.stderr()))
+    }
+
+    /// Takes a pod from it.
+    pub(crate) fn remove(&self, pod: &Pod) -> Result<()> {
+        zds::remove(&mut self.agent.borrow_mut(), pod)
+            .with_context(|| format!("taking {} back", pod.key()))
+    }
+
+    pub(crate) fn pid(&self) -> Result<i32> {
+        Ok(self.app.pid().try_into()?)
+    }
+}
+
 /// `nsenter` becomes the ztunnel, which is the node's, but goes with the first of its pods.
 fn start_one(
     lab: &Lab,
@@ -150,8 +197,7 @@ fn start_one(
         .arg(format!("--net={}", node.netns.path().display()))
         .arg(&ztunnel.binary)
         .args(["proxy", "ztunnel"])
-        // No line per connection: nginx writes none either.
-        .env("RUST_LOG", "warn")
+        .env("RUST_LOG", &ztunnel.log)
         .env("PROXY_MODE", "shared")
         .env("NODE_NAME", node.name())
         .env("INPOD_UDS", &path)
@@ -171,6 +217,17 @@ fn start_one(
     });
     let connection = ready.with_context(|| format!("it says: {}{}", app.stdout(), app.stderr()))?;
     Ok((app, connection))
+}
+
+/// The file that tells ztunnels of pods.
+fn write_workloads(lab: &Lab, pods: &[&Pod]) -> Result<PathBuf> {
+    let path = lab.folder().join("ztunnel.yaml");
+    let listed: String = pods.iter().map(|pod| workload(lab, pod)).collect();
+    fs::write(
+        &path,
+        format!("policies: []\nservices: []\nworkloads:\n{listed}"),
+    )?;
+    Ok(path)
 }
 
 /// A pod as a ztunnel's file of workloads has it.

@@ -1,46 +1,33 @@
 //! The measured part of `docs/ISOLATION.md`, and its plots.
 
 use std::fmt::Write;
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::Value;
 
+use super::super::spread::Spread;
+use super::super::{machine, marks};
 use super::causes::Causes;
 use super::columns::Kind;
-use super::results::{AIM, Results, Spread};
+use super::results::{AIM, Results};
 use super::{plot, sweep};
-
-const BEGIN: &str = "<!-- begin: measured -->\n";
-const END: &str = "<!-- end: measured -->";
 
 /// Puts it between the document's marks.
 pub(super) fn write(workspace: &Path, results: &Results) -> Result<()> {
+    let document = workspace.join("docs/ISOLATION.md");
+    let mut complaints = Vec::new();
+    let made = |text: &str| {
+        let causes = Causes::of(text);
+        complaints = causes.complaints(results);
+        measured(results, &causes)
+    };
     let folder = workspace.join("docs/isolation");
-    fs::create_dir_all(&folder)?;
-    for (name, content) in files(results) {
-        fs::write(folder.join(name), content)?;
-    }
-    let path = workspace.join("docs/ISOLATION.md");
-    let document = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let [before, _, after] =
-        parts(&document).with_context(|| format!("{} lacks its marks", path.display()))?;
-    let causes = Causes::of(&document);
-    let measured = measured(results, &causes);
-    fs::write(&path, format!("{before}{BEGIN}{measured}{END}{after}"))?;
-    eprintln!("wrote {} and {}", path.display(), folder.display());
-    for complaint in causes.complaints(results) {
+    marks::write(&document, made, &folder, &files(results))?;
+    for complaint in complaints {
         eprintln!("{complaint}");
     }
     Ok(())
-}
-
-/// What is before, between and after the marks.
-fn parts(document: &str) -> Option<[&str; 3]> {
-    let (before, rest) = document.split_once(BEGIN)?;
-    let (between, after) = rest.split_once(END)?;
-    Some([before, between, after])
 }
 
 /// What goes beside the document.
@@ -60,7 +47,7 @@ fn plot_of(load: f64) -> String {
 }
 
 fn measured(results: &Results, causes: &Causes) -> String {
-    let mut text = machine(results);
+    let mut text = conditions(results);
     for load in results.loads() {
         let _ = write!(
             text,
@@ -77,7 +64,7 @@ fn measured(results: &Results, causes: &Causes) -> String {
     text
 }
 
-fn machine(results: &Results) -> String {
+fn conditions(results: &Results) -> String {
     let about = results.about();
     let text = |name: &str| about[name].as_str().unwrap_or("?").to_owned();
     let scheduler = &about["scheduler"];
@@ -94,13 +81,10 @@ fn machine(results: &Results) -> String {
         .collect();
     let yes = |value: &Value, yes, no| if *value == true { yes } else { no };
     let mut told = format!(
-        "Linux {}, {} × {}{}; cpu by {}, memory by {}. Scheduler: slices of {}, a \
+        "{}; cpu by {}, memory by {}. Scheduler: slices of {}, a \
          worker's of {}, autogroups {}, `{}`. {} runs of {} s each, and {} s after the aggressor's end. The victim's most, \
          in requests a second:",
-        text("kernel"),
-        about["processors"],
-        text("processor"),
-        yes(&about["virtual_machine"], " of a virtual machine", ""),
+        machine::text(about),
         text("cpu_controller"),
         text("memory_controller"),
         slice("slice_us"),
@@ -208,27 +192,18 @@ pub(super) fn text(results: &Results) -> String {
 mod tests {
     use super::*;
 
-    /// The numbers of the document can't be changed but by way of the file they come from.
     #[test]
     fn the_document_says_what_was_measured() {
         let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
-        let document = fs::read_to_string(docs.join("ISOLATION.md")).unwrap();
-        let [_, between, _] = parts(&document).unwrap();
-        let file = docs.join("isolation/isolation.json");
-        if !file.exists() {
-            assert_eq!(between, "Not measured yet.\n");
-            return;
-        }
-        let results = Results::read(&file).unwrap();
-        let again = "run `cargo xtask bench isolation --render docs/isolation/isolation.json`";
-        let is = |made: &str, stands: &str| made == stands;
-        assert!(
-            is(&measured(&results, &Causes::of(&document)), between),
-            "{again}"
+        let document = std::fs::read_to_string(docs.join("ISOLATION.md")).unwrap();
+        let folder = docs.join("isolation");
+        let results = Results::read(&folder.join("isolation.json")).unwrap();
+        marks::assert_unchanged(
+            &document,
+            &measured(&results, &Causes::of(&document)),
+            &folder,
+            &files(&results),
+            "cargo xtask bench isolation --render docs/isolation/isolation.json",
         );
-        for (name, content) in files(&results) {
-            let stands = fs::read_to_string(docs.join("isolation").join(&name)).unwrap();
-            assert!(is(&content, &stands), "{name}: {again}");
-        }
     }
 }

@@ -1,6 +1,5 @@
 //! What the numbers depend on: the machine, its kernel's scheduler, and what was compared.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -9,6 +8,7 @@ use mesh_lab::aggressor::stage::VICTIM;
 use mesh_lab::place;
 use serde_json::{Value, json};
 
+use super::super::machine;
 use super::columns::Stage;
 use super::schedule::Schedule;
 use crate::exec;
@@ -26,26 +26,17 @@ const CHOICES: [&str; 7] = [
 ];
 
 pub(super) fn about(stage: &Stage, schedule: &Schedule, reps: usize) -> Result<Value> {
-    let model = text("/proc/cpuinfo");
-    let model = model
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"));
-    let virtual_machine = text("/proc/cpuinfo").contains(" hypervisor");
     let [loads, sweep] = &schedule.loads;
     let server = stage.lab.pod(&format!("{VICTIM}/server"));
     let worker = stage.lab.agent(server.node()).worker_pid(server)?;
-    let release = text("/proc/sys/kernel/osrelease");
-    Ok(json!({
-        "kernel": release,
-        "processor": model.map_or("", |m| m.trim_start_matches([' ', '\t', ':'])),
-        "processors": std::thread::available_parallelism().map_or(0, usize::from),
-        "virtual_machine": virtual_machine,
+    let release = machine::setting("/proc/sys/kernel/osrelease");
+    let beside = json!({
         "cpu_controller": controller("cpu"),
         "memory_controller": controller("memory"),
         "scheduler": {
             "slice_us": place::slice(0)?.as_micros(),
             "worker_slice_us": place::slice(worker)?.as_micros(),
-            "autogroup": text("/proc/sys/kernel/sched_autogroup_enabled") == "1",
+            "autogroup": machine::setting("/proc/sys/kernel/sched_autogroup_enabled") == "1",
             "built_with": built_with(&release),
         },
         "loads": loads,
@@ -58,20 +49,17 @@ pub(super) fn about(stage: &Stage, schedule: &Schedule, reps: usize) -> Result<V
         }),
         "ztunnel": stage.ztunnels.as_ref().map(|z| &z.version),
         "most_requests_per_second": {},
-    }))
-}
-
-/// Empty if there is no such file.
-fn text(path: &str) -> String {
-    fs::read_to_string(path)
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
+    });
+    let mut all = machine::about();
+    if let (Value::Object(all), Value::Object(beside)) = (&mut all, beside) {
+        all.extend(beside);
+    }
+    Ok(all)
 }
 
 /// Of which kind of cgroup a controller is.
 fn controller(name: &str) -> &'static str {
-    let ours = text("/proc/self/cgroup");
+    let ours = machine::setting("/proc/self/cgroup");
     let v1 = ours.lines().any(|line| {
         let names = line.split(':').nth(1).unwrap_or_default();
         names.split(',').any(|n| n == name)
@@ -85,7 +73,7 @@ fn built_with(release: &str) -> Vec<String> {
     let all = if packed.exists() {
         exec::read(Command::new("zcat").arg(packed)).unwrap_or_default()
     } else {
-        text(&format!("/boot/config-{release}"))
+        machine::setting(&format!("/boot/config-{release}"))
     };
     let chosen = all
         .lines()

@@ -29,8 +29,9 @@ use mesh_lab::aggressor::{Calls, Load, Measured, Site, Victim};
 use mesh_lab::place::Place;
 use mesh_lab::{call, programs, wait};
 use results::{Results, Run};
-use schedule::{Progress, Schedule, Step, Times};
+use schedule::{Schedule, Step, Times};
 
+use super::progress::Progress;
 use super::ztunnel::ZtunnelArgs;
 use crate::{build, setup};
 
@@ -90,7 +91,7 @@ pub(crate) fn run(workspace: &Path, args: &IsolationArgs) -> Result<()> {
         cpus >= 2,
         "this needs two processors, one for proxies and one for apps; there is {cpus}"
     );
-    let ztunnel = args.ztunnel.find()?;
+    let ztunnel = args.ztunnel.find("warn")?;
     programs::install(setup::BENCH)?;
     if !args.no_build {
         build::run(workspace)?;
@@ -156,7 +157,7 @@ fn measure(stage: &Stage, schedule: &Schedule, reps: usize, results: &mut Result
         most.push((kind, rate));
     }
     let most = |kind| most.iter().find(|(k, _)| *k == kind).map_or(0.0, |m| m.1);
-    let mut progress = Progress::new(schedule, reps);
+    let mut progress = Progress::new(schedule.steps.len() * reps, schedule.expected(reps));
     for rep in 1..=reps {
         for step in &schedule.steps {
             let what = step.what();

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::super::svg;
 use super::columns::Kind;
 use super::results::{AIM, Results};
 
@@ -39,15 +40,12 @@ pub(super) fn svg(results: &Results, load: f64) -> String {
         .collect();
     let bottom = TOP + ROW * cases.len() as f64;
     let (width, height) = (LEFT + WIDTH + 30.0, bottom + 40.0);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
-         font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-         <text x=\"10\" y=\"20\" font-size=\"15\">Victim's p99 beside each aggressor, as a multiple of \
-         its p99 alone ({load} % load)</text>\n"
+    let title = format!(
+        "Victim's p99 beside each aggressor, as a multiple of its p99 alone ({load} % load)"
     );
+    let mut svg = svg::begin(width, height, &title);
     let columns = results.columns();
-    legend(&mut svg, &columns);
+    svg::legend(&mut svg, columns.iter().copied().map(entry));
     let _ = writeln!(
         svg,
         "<text x=\"520\" y=\"42\">bar: least to most; ✕: requests failed</text>\n\
@@ -90,19 +88,9 @@ pub(super) fn svg(results: &Results, load: f64) -> String {
     svg
 }
 
-/// Which colour is which column.
-pub(super) fn legend(svg: &mut String, columns: &[Kind]) {
-    for (index, kind) in columns.iter().enumerate() {
-        let at = 10.0 + 120.0 * index as f64;
-        let _ = writeln!(
-            svg,
-            "<circle cx=\"{}\" cy=\"38\" r=\"5\" fill=\"{}\"/><text x=\"{}\" y=\"42\">{}</text>",
-            at + 5.0,
-            colour(*kind),
-            at + 15.0,
-            kind.name()
-        );
-    }
+/// What the legend says of a column.
+pub(super) fn entry(kind: Kind) -> [&'static str; 2] {
+    [kind.name(), colour(kind)]
 }
 
 fn mark(svg: &mut String, kind: Kind, y: f64, [least, median, most]: [f64; 3], errors: u64) {

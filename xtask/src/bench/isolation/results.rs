@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use mesh_lab::aggressor::Measured;
 use serde_json::{Value, json};
 
+use super::super::spread::Spread;
 use super::cases::{Aggression, THROUGHOUT};
 use super::columns::Kind;
 use super::schedule::Step;
@@ -30,31 +31,6 @@ pub(super) struct Run {
 pub(super) struct Results {
     about: Value,
     rows: Vec<Value>,
-}
-
-/// Middle and ends of several runs.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Spread {
-    pub(super) median: f64,
-    pub(super) least: f64,
-    pub(super) most: f64,
-}
-
-impl Spread {
-    pub(super) fn of(values: &[f64]) -> Option<Self> {
-        let mut sorted = values.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        Some(Self {
-            median: *sorted.get(sorted.len() / 2)?,
-            least: *sorted.first()?,
-            most: *sorted.last()?,
-        })
-    }
-
-    /// As `1.10 (0.95 – 1.21)`.
-    pub(super) fn text(self) -> String {
-        format!("{:.2} ({:.2} – {:.2})", self.median, self.least, self.most)
-    }
 }
 
 /// The rows of one case in one column, at one rate.

@@ -1,6 +1,6 @@
 //! What is run in which order, and how long it takes.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::cases::Case;
 use super::columns::Kind;
@@ -114,37 +114,6 @@ impl Schedule {
         let of = |step: &Step| step.times.aggression() + step.times.after + BESIDE;
         let one: Duration = self.steps.iter().map(of).sum();
         one * u32::try_from(reps).unwrap_or(u32::MAX)
-    }
-}
-
-/// Tells how far it is.
-pub(super) struct Progress {
-    begun: Instant,
-    all: usize,
-    done: usize,
-    expected: Duration,
-}
-
-impl Progress {
-    pub(super) fn new(schedule: &Schedule, reps: usize) -> Self {
-        Self {
-            begun: Instant::now(),
-            all: schedule.steps.len() * reps,
-            done: 0,
-            expected: schedule.expected(reps),
-        }
-    }
-
-    /// What there is left before the next run.
-    pub(super) fn next(&mut self) -> String {
-        let share = self.done as f64 / self.all as f64;
-        let whole = match self.done {
-            0 => self.expected,
-            _ => self.begun.elapsed().div_f64(share),
-        };
-        self.done += 1;
-        let left = whole.mul_f64(1.0 - share).as_secs_f64() / 60.0;
-        format!(" ({:.0} %, {left:.1} min left)", share * 100.0)
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
+use super::super::svg;
 use super::columns::Kind;
-use super::plot::{colour, legend, share};
+use super::plot::{colour, entry, share};
 use super::results::{AIM, Results};
 
 /// Name of the plot's file.
@@ -76,14 +77,9 @@ pub(super) fn svg(results: &Results) -> String {
         LEFT + PANEL * cases.len() as f64 + 10.0,
         TOP + HEIGHT + 45.0,
     );
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
-         font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-         <text x=\"10\" y=\"20\" font-size=\"15\">Victim's p99 as a multiple of its p99 alone, by \
-         its rate in percent of its most</text>\n"
-    );
-    legend(&mut svg, &results.columns());
+    let title = "Victim's p99 as a multiple of its p99 alone, by its rate in percent of its most";
+    let mut svg = svg::begin(width, height, title);
+    svg::legend(&mut svg, results.columns().into_iter().map(entry));
     for tick in [1.0, 2.0, 5.0, 10.0, 100.0, 1_000.0] {
         let _ = writeln!(
             svg,
@@ -131,21 +127,6 @@ fn panel(svg: &mut String, results: &Results, case: &str, loads: &[f64], left: f
             Some((at(index), y(ratio.median)))
         });
         let points: Vec<(f64, f64)> = points.collect();
-        let line: Vec<String> = points
-            .iter()
-            .map(|(x, y)| format!("{x:.1},{y:.1}"))
-            .collect();
-        let colour = colour(kind);
-        let _ = writeln!(
-            svg,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
-            line.join(" ")
-        );
-        for (x, y) in points {
-            let _ = writeln!(
-                svg,
-                "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>"
-            );
-        }
+        svg::line(svg, &points, colour(kind));
     }
 }
