@@ -54,6 +54,13 @@ pub(crate) fn run(workspace: &Path, args: &TestArgs) -> Result<()> {
         step("demo", || {
             exec::run(Command::new(&xtask).args(["demo", "--check", "--no-build"]))
         })?;
+        step("bench", || {
+            let short = ["bench", "--short", "--no-build"];
+            exec::run(Command::new(&xtask).args(short))
+        })?;
+        step("bench instructions", || {
+            exec::run(Command::new(&xtask).args(["bench", "instructions"]))
+        })?;
         step("bench isolation", || {
             let short = ["bench", "isolation", "--short", "--no-build"];
             exec::run(Command::new(&xtask).args(short))

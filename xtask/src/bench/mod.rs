@@ -8,6 +8,7 @@ mod envoy;
 mod goals;
 mod haproxy;
 mod idle;
+mod instructions;
 mod isolation;
 mod machine;
 mod marks;
@@ -94,11 +95,14 @@ impl BenchArgs {
 enum Other {
     /// Measure how much a neighbour can slow a tenant down (root)
     Isolation(isolation::IsolationArgs),
+    /// Count the instructions of hot paths, and compare them with the record
+    Instructions(instructions::InstructionsArgs),
 }
 
 pub(crate) fn run(workspace: &Path, args: &BenchArgs) -> Result<()> {
     match &args.other {
         Some(Other::Isolation(args)) => return isolation::run(workspace, args),
+        Some(Other::Instructions(args)) => return instructions::run(workspace, args),
         None => {}
     }
     if let Some(file) = &args.render {
