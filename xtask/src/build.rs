@@ -1,6 +1,7 @@
 //! `cargo xtask build`: the kernel programs, then every binary that embeds or drives them.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -13,6 +14,21 @@ pub(crate) fn run(workspace: &Path) -> Result<()> {
     eprintln!("building the binaries");
     exec::run(exec::cargo(workspace).args(["build", "--release", "--bins"]))?;
     next_agent(workspace, &[])
+}
+
+/// Builds everything, and the agent once more as it is shipped (profile `dist`), for it to be
+/// measured. Returns the folder with that agent and, as they are tested, all other programs.
+pub(crate) fn measured(workspace: &Path) -> Result<PathBuf> {
+    run(workspace)?;
+    eprintln!("building the agent as it is shipped");
+    exec::run(exec::cargo(workspace).args(["build", "--profile", "dist", "--bin", "mesh-agent"]))?;
+    let [tested, shipped] =
+        ["release", "dist"].map(|profile| workspace.join("target").join(profile));
+    for program in ["mesh-control", "meshctl", "mesh-lab-app", "mesh-lab-load"] {
+        fs::copy(tested.join(program), shipped.join(program))
+            .with_context(|| format!("copying {program} to {}", shipped.display()))?;
+    }
+    Ok(shipped)
 }
 
 /// Builds everything with all tests, in one go: cargo unites the features of what it builds

@@ -26,8 +26,10 @@ mod ways;
 mod zds;
 mod ztunnel;
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
@@ -38,7 +40,7 @@ use results::Results;
 use schedule::Schedule;
 use ways::{Others, Way};
 
-use crate::{build, setup};
+use crate::{build, exec, setup};
 
 /// How much to measure
 #[derive(Args)]
@@ -107,6 +109,13 @@ pub(crate) fn run(workspace: &Path, args: &BenchArgs) -> Result<()> {
     }
     if let Some(file) = &args.render {
         return document::write(workspace, &Results::read(file)?);
+    }
+    if !(args.no_build || args.short) {
+        let programs = build::measured(workspace)?;
+        // Where programs are found is for a whole process.
+        let mut again = Command::new(env::current_exe()?);
+        again.args(env::args_os().skip(1)).arg("--no-build");
+        return exec::run(again.env("NODEMESH_BIN_DIR", programs));
     }
     let others = Others {
         ztunnel: args.ztunnel.find("info")?,
