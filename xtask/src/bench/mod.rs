@@ -111,9 +111,11 @@ pub(crate) fn run(workspace: &Path, args: &BenchArgs) -> Result<()> {
         return document::write(workspace, &Results::read(file)?);
     }
     if !(args.no_build || args.short) {
+        // Asked before the build, which may put another in its place.
+        let itself = env::current_exe()?;
         let programs = build::measured(workspace)?;
         // Where programs are found is for a whole process.
-        let mut again = Command::new(env::current_exe()?);
+        let mut again = Command::new(itself);
         again.args(env::args_os().skip(1)).arg("--no-build");
         return exec::run(again.env("NODEMESH_BIN_DIR", programs));
     }
