@@ -192,7 +192,9 @@ impl Site {
     fn try_lease(self: &Rc<Self>) -> Option<Lease> {
         let tunnels = self.tunnels.borrow();
         let roomy = tunnels.iter().filter(|tunnel| tunnel.has_room());
-        let tunnel = roomy.min_by_key(|tunnel| tunnel.streams())?.clone();
+        // Streams that share a tunnel share its records and system calls. So they gather in the
+        // fullest, and what a burst has opened comes to rest.
+        let tunnel = roomy.max_by_key(|tunnel| tunnel.streams())?.clone();
         tunnel.enter();
         Some(Lease {
             tunnel,

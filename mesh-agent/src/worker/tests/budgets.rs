@@ -132,6 +132,31 @@ async fn tunnels_beyond_the_limit_are_refused_by_their_server() {
 }
 
 #[tokio::test]
+async fn streams_gather_in_one_tunnel_and_others_come_to_rest() {
+    let mesh = Mesh::new();
+    let limits = Limits {
+        tunnels: 2,
+        streams_per_tunnel: 2,
+        ..Limits::default()
+    };
+    let a = TestPod::start_with(&mesh, "a", with(limits)).await;
+    let (b, c) = (
+        TestPod::start(&mesh, "b").await,
+        TestPod::start(&mesh, "c").await,
+    );
+    let (to_b, _) = b.listen(&mesh).await;
+    let (to_c, _) = c.listen(&mesh).await;
+    let burst = (flow(&a, &to_b).await, flow(&a, &to_b).await);
+    let _alone_in_the_second = flow(&a, &to_b).await;
+    a.counted("nodemesh_tunnels_open", "outbound", 2).await;
+    drop(burst);
+    a.counted("nodemesh_connections_open", "outbound", 1).await;
+    let _beside_it = flow(&a, &to_b).await;
+    // The first has none, and makes room.
+    flow(&a, &to_c).await;
+}
+
+#[tokio::test]
 async fn a_client_makes_room_for_a_tunnel_by_one_that_is_idle() {
     let mesh = Mesh::new();
     let limits = Limits {
