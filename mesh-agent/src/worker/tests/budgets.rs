@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_api::worker::{Limits, to_worker};
@@ -131,6 +132,13 @@ async fn tunnels_beyond_the_limit_are_refused_by_their_server() {
     flow(&c, &listener).await;
 }
 
+/// A pod with these limits, and two without.
+async fn limited_and_two(mesh: &Arc<Mesh>, limits: Limits) -> (TestPod, TestPod, TestPod) {
+    let a = TestPod::start_with(mesh, "a", with(limits)).await;
+    let b = TestPod::start(mesh, "b").await;
+    (a, b, TestPod::start(mesh, "c").await)
+}
+
 #[tokio::test]
 async fn streams_gather_in_one_tunnel_and_others_come_to_rest() {
     let mesh = Mesh::new();
@@ -139,11 +147,7 @@ async fn streams_gather_in_one_tunnel_and_others_come_to_rest() {
         streams_per_tunnel: 2,
         ..Limits::default()
     };
-    let a = TestPod::start_with(&mesh, "a", with(limits)).await;
-    let (b, c) = (
-        TestPod::start(&mesh, "b").await,
-        TestPod::start(&mesh, "c").await,
-    );
+    let (a, b, c) = limited_and_two(&mesh, limits).await;
     let (to_b, _) = b.listen(&mesh).await;
     let (to_c, _) = c.listen(&mesh).await;
     let burst = (flow(&a, &to_b).await, flow(&a, &to_b).await);
@@ -163,11 +167,7 @@ async fn a_client_makes_room_for_a_tunnel_by_one_that_is_idle() {
         tunnels: 1,
         ..Limits::default()
     };
-    let a = TestPod::start_with(&mesh, "a", with(limits)).await;
-    let (b, c) = (
-        TestPod::start(&mesh, "b").await,
-        TestPod::start(&mesh, "c").await,
-    );
+    let (a, b, c) = limited_and_two(&mesh, limits).await;
     let (to_b, _) = b.listen(&mesh).await;
     let (to_c, at_c) = c.listen(&mesh).await;
     let held = flow(&a, &to_b).await;
