@@ -31,6 +31,8 @@ pub enum Request {
     },
     /// Everything about the mesh's nodes.
     Status,
+    /// The component's own series, as Prometheus reads them.
+    Metrics,
 }
 
 /// One end of a flow, as an operator names it.
@@ -59,6 +61,9 @@ pub struct Response {
     /// Answer to [`Request::Status`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
+    /// Answer to [`Request::Metrics`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
 }
 
 /// What becomes of a flow in the end.
@@ -146,6 +151,9 @@ pub struct Status {
     pub services: usize,
     /// Policies known, of both kinds.
     pub policies: usize,
+    /// Namespaces with several enrolled pods that all run as the service account `default`.
+    #[serde(default)]
+    pub namespaces_on_default: Vec<String>,
     /// Nodes that reported, and nodes that enrolled pods are bound to.
     pub nodes: Vec<NodeStatus>,
 }
@@ -174,6 +182,9 @@ pub struct NodeReport {
     pub discovery_version: String,
     /// That is not the one that is served.
     pub behind: bool,
+    /// By how much its clock is ahead of control's, in seconds; absent where that is not notable.
+    #[serde(default)]
+    pub clock_ahead_s: Option<i64>,
 }
 
 /// One pod.

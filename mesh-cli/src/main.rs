@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod control;
+mod metrics;
 mod pki;
 mod place;
 mod status;
@@ -55,6 +56,13 @@ Examples:
 
 Exit status: 0 shown, 2 mesh-control can't be asked, 64 wrong usage.")]
     Status(status::StatusArgs),
+    /// Print mesh-control's own series, as Prometheus reads them
+    #[command(after_help = "\
+They are told to root on control's host alone; for a Prometheus, have a timer write them where a
+node exporter's textfile collector looks.
+
+Exit status: 0 shown, 2 mesh-control can't be asked, 64 wrong usage.")]
+    Metrics(metrics::MetricsArgs),
     /// Say what the mesh would do with a flow, and why
     #[command(after_help = "\
 The answer is made as the workers of both ends make it, from the manifests in force and the
@@ -107,6 +115,10 @@ fn main() -> ExitCode {
         Command::Status(args) => match status::status(&args) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => cant_tell("meshctl status", &error),
+        },
+        Command::Metrics(args) => match metrics::metrics(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => cant_tell("meshctl metrics", &error),
         },
         Command::Why(args) => why::why(&args).unwrap_or_else(|e| cant_tell("meshctl why", &e)),
     }

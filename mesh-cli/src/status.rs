@@ -41,6 +41,12 @@ fn text(status: &Status, now_s: i64) -> String {
         status.services,
         status.policies
     );
+    for namespace in &status.namespaces_on_default {
+        text.push_str(&format!(
+            "namespace {namespace}: all enrolled pods run as the service account default; \
+             give each service its own\n"
+        ));
+    }
     for node in &status.nodes {
         text.push_str(&format!("\n{}\n", shown_node(node)));
         let head = [
@@ -81,7 +87,13 @@ fn shown_node(node: &NodeStatus) -> String {
         (true, "") => "without discovery".to_owned(),
         (true, version) => format!("behind, at {version}"),
     };
-    format!("{name}: mesh-agent {}, {seen}, {state}", report.version)
+    let clock = match report.clock_ahead_s {
+        Some(ahead_s @ 0..) => format!(", its clock is {ahead_s} s ahead of control's"),
+        Some(ahead_s) => format!(", its clock is {} s behind control's", -ahead_s),
+        None => String::new(),
+    };
+    let version = &report.version;
+    format!("{name}: mesh-agent {version}, {seen}, {state}{clock}")
 }
 
 fn row(pod: &PodStatus, now_s: i64) -> [String; 11] {

@@ -9,6 +9,7 @@ use std::time::Instant;
 use mesh_api::admin::SOCKET_NAME;
 use mesh_api::node::{NodeReport, PodReport};
 use mesh_control::admin::{self, Admin};
+use mesh_control::observe::Series;
 use mesh_control::registry::{Directory, Registry};
 use mesh_control::sources::manifests::load;
 use tempfile::TempDir;
@@ -88,6 +89,8 @@ impl Control {
         let answers = Arc::new(Admin {
             registry: registry.clone(),
             resolvers: vec![],
+            clocks: Arc::default(),
+            series: Series::detached(),
         });
         let guard = runtime.enter();
         let listener = admin::listen(folder.path()).unwrap();
@@ -221,6 +224,7 @@ fn status_shows_nodes_and_what_they_told() {
     let control = Control::start();
     let version = control.registry.current().version().to_string();
     let report = NodeReport {
+        clock_ms: 0,
         version: "1.2.3".to_owned(),
         discovery_version: version.clone(),
         pods: vec![PodReport {

@@ -1,7 +1,13 @@
 //! The audit log: who got a certificate, who was refused and why, each kind counted.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use metrics::counter;
+
+use crate::refusal::{Refusal, Refused};
 
 /// Longest field of a line, in characters. Certificates' subjects and refusals have some hundred.
 const MAX_FIELD: usize = 512;
@@ -29,20 +35,28 @@ pub enum Event {
     JoinWrongNode,
     /// A node renewed its certificate.
     NodeRenewed,
+    /// A node's certificate was not renewed.
+    RenewalRefused,
     /// A workload's certificate was signed.
     WorkloadSigned,
     /// A request for a workload's certificate was refused.
     WorkloadRefused,
-    /// A caller without a node's certificate was refused.
+    /// A caller that is no node was refused.
     CallerRefused,
     /// A node did not take a discovery response.
     DiscoveryRefused,
     /// A node reported too often; recorded once a second.
     ReportRefused,
+    /// Other roots are to be trusted.
+    TrustChanged,
+    /// Another intermediate signs.
+    SignerReplaced,
+    /// Signers that were given are not usable; the last good ones stay.
+    SignerRefused,
 }
 
 impl Event {
-    const COUNT: usize = 9;
+    const COUNT: usize = 13;
 
     /// The stable name in the log.
     #[must_use]
@@ -52,18 +66,26 @@ impl Event {
             Self::JoinRefused => "join_refused",
             Self::JoinWrongNode => "join_wrong_node",
             Self::NodeRenewed => "node_renewed",
+            Self::RenewalRefused => "renewal_refused",
             Self::WorkloadSigned => "workload_signed",
             Self::WorkloadRefused => "workload_refused",
             Self::CallerRefused => "caller_refused",
             Self::DiscoveryRefused => "discovery_refused",
             Self::ReportRefused => "report_refused",
+            Self::TrustChanged => "trust_changed",
+            Self::SignerReplaced => "signer_replaced",
+            Self::SignerRefused => "signer_refused",
         }
     }
 
     const fn granted(self) -> bool {
         matches!(
             self,
-            Self::NodeJoined | Self::NodeRenewed | Self::WorkloadSigned
+            Self::NodeJoined
+                | Self::NodeRenewed
+                | Self::WorkloadSigned
+                | Self::TrustChanged
+                | Self::SignerReplaced
         )
     }
 }
@@ -72,6 +94,7 @@ impl Event {
 #[derive(Debug, Default)]
 pub struct Audit {
     counts: [AtomicU64; Event::COUNT],
+    refusals: Mutex<HashMap<Refusal, u64>>,
 }
 
 impl Audit {
@@ -83,13 +106,42 @@ impl Audit {
         subject: impl fmt::Display,
         detail: impl fmt::Display,
     ) {
+        self.write(event, "", &node, &subject, &detail);
+    }
+
+    /// Records a refusal with its reason.
+    pub fn refuse(
+        &self,
+        event: Event,
+        refused: &Refused,
+        node: impl fmt::Display,
+        subject: impl fmt::Display,
+    ) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        *refusals.entry(refused.refusal).or_default() += 1;
+        drop(refusals);
+        let reason = refused.refusal.code();
+        self.write(event, reason, &node, &subject, &refused.message);
+    }
+
+    fn write(
+        &self,
+        event: Event,
+        reason: &'static str,
+        node: &dyn fmt::Display,
+        subject: &dyn fmt::Display,
+        detail: &dyn fmt::Display,
+    ) {
         let total = self.counts[event as usize].fetch_add(1, Ordering::Relaxed) + 1;
         let code = event.code();
-        let [node, subject, detail] = [word(&node), word(&subject), word(&detail)];
+        counter!("nodemesh_control_audit_total", "event" => code, "reason" => reason).increment(1);
+        let [node, subject, detail] = [word(node), word(subject), word(detail)];
         if event.granted() {
             tracing::info!(target: "audit", event = code, %node, %subject, %detail, total);
         } else {
-            tracing::warn!(target: "audit", event = code, %node, %subject, %detail, total);
+            tracing::warn!(
+                target: "audit", event = code, reason, %node, %subject, %detail, total
+            );
         }
     }
 
@@ -97,6 +149,13 @@ impl Audit {
     #[must_use]
     pub fn count(&self, event: Event) -> u64 {
         self.counts[event as usize].load(Ordering::Relaxed)
+    }
+
+    /// How many were refused for `refusal`.
+    #[must_use]
+    pub fn refused(&self, refusal: Refusal) -> u64 {
+        let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        refusals.get(&refusal).copied().unwrap_or(0)
     }
 }
 

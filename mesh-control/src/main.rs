@@ -8,10 +8,15 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use mesh_control::admin::{self, Admin};
-use mesh_control::audit::Audit;
-use mesh_control::config::{LogFormat, Mistakes, RunConfig, RunOptions, TokenConfig, TokenOptions};
-use mesh_control::server::{Server, listen};
+use mesh_control::ca::signer;
+use mesh_control::clocks::Clocks;
+use mesh_control::config::{
+    LogFormat, Mistakes, RunConfig, RunOptions, SignerOptions, TokenConfig, TokenOptions,
+};
+use mesh_control::observe::Series;
+use mesh_control::server::{Limits, Server, listen};
 use mesh_control::tokens::TokenStore;
+use mesh_control::{granularity, observe};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -53,8 +58,13 @@ enum Command {
 Refused at start, each with its reason: a signer that is self-signed, expired, not yet valid,
 no CA, without a chain to the root, whose key is another's or readable by others; manifests
 with mistakes (all are listed, with file, line and field).")]
-    Run(RunOptions),
-    /// Join tokens
+    Run(Box<RunOptions>),
+    /// Signing keys
+    Signer {
+        #[command(subcommand)]
+        command: SignerCommand,
+    },
+    /// Tokens of nodes
     Token {
         #[command(subcommand)]
         command: TokenCommand,
@@ -62,8 +72,15 @@ with mistakes (all are listed, with file, line and field).")]
 }
 
 #[derive(Subcommand)]
+enum SignerCommand {
+    /// Print a signing request for an intermediate whose key is in a token, for your root to sign
+    Request(SignerOptions),
+}
+
+#[derive(Subcommand)]
 enum TokenCommand {
-    /// Make a token with which one node can join, once; it is printed once and kept as a hash
+    /// Make a token for one node, to join with once (or with --reusable to make calls with); it is
+    /// printed once and kept as a hash
     Create(TokenOptions),
 }
 
@@ -78,6 +95,9 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Run(options) => run(&options),
+        Command::Signer {
+            command: SignerCommand::Request(options),
+        } => request_intermediate(&options),
         Command::Token {
             command: TokenCommand::Create(options),
         } => create_token(&options),
@@ -89,12 +109,31 @@ fn misused(what: &str, mistakes: &Mistakes) -> ExitCode {
     ExitCode::from(EX_USAGE)
 }
 
+fn request_intermediate(options: &SignerOptions) -> ExitCode {
+    let create = options.create.map(Into::into);
+    let key = signer::bare_key(&options.key, create).map_err(anyhow::Error::from);
+    let made = key.and_then(|key| Ok(signer::intermediate_request(key, &options.trust_domain)?));
+    match made {
+        Ok(request) => {
+            print!("{request}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("mesh-control signer request: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn create_token(options: &TokenOptions) -> ExitCode {
     let config = match TokenConfig::validate(options, mesh_control::now_s()) {
         Ok(config) => config,
         Err(mistakes) => return misused("mesh-control token create", &mistakes),
     };
-    match config.tokens.create(&config.node, config.not_after_s) {
+    let made = config
+        .tokens
+        .create_for(config.purpose, &config.node, config.not_after_s);
+    match made {
         Ok(token) => {
             println!("{token}");
             ExitCode::SUCCESS
@@ -108,6 +147,13 @@ fn create_token(options: &TokenOptions) -> ExitCode {
 
 fn run(options: &RunOptions) -> ExitCode {
     start_log(options.log_format);
+    let series = match Series::install() {
+        Ok(series) => series,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
     let config = match RunConfig::validate(options, mesh_control::now_s()) {
         Ok(config) => config,
         Err(mistakes) => return misused("mesh-control run", &mistakes),
@@ -117,7 +163,7 @@ fn run(options: &RunOptions) -> ExitCode {
         .build();
     let served = runtime
         .context("starting the runtime")
-        .and_then(|runtime| runtime.block_on(serve(config)));
+        .and_then(|runtime| runtime.block_on(serve(config, series)));
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -131,6 +177,8 @@ fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Who reads the log may end. Saying so on the same stream would end the call at hand.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.with_ansi(false).init(),
@@ -138,7 +186,7 @@ fn start_log(format: LogFormat) {
     }
 }
 
-async fn serve(config: RunConfig) -> anyhow::Result<()> {
+async fn serve(config: RunConfig, series: Series) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("taking SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("taking SIGINT")?;
     let (stop, stopping) = watch::channel(false);
@@ -165,18 +213,32 @@ async fn serve(config: RunConfig) -> anyhow::Result<()> {
         let folder = config.state_dir.display();
         format!("making the admin socket in {folder}")
     })?;
+    let clocks = Arc::new(Clocks::default());
     let answers = Arc::new(Admin {
         registry: config.registry.clone(),
         resolvers: config.resolvers,
+        clocks: clocks.clone(),
+        series: series.clone(),
     });
+    if let Some(address) = config.health_listen {
+        let listener = observe::listen(address).await?;
+        let address = listener.local_addr().context("reading its address")?;
+        tracing::info!(%address, "answering liveness");
+        tokio::spawn(observe::liveness(listener));
+    }
+    tokio::spawn(series.upkeep());
+    tokio::spawn(granularity::follow(Arc::downgrade(&config.registry)));
     tokio::spawn(admin::serve(admin, answers));
     tokio::spawn(config.watcher.run());
+    tokio::spawn(config.reloader.run());
     tokio::spawn(purge(config.tokens.clone()));
     let server = Server {
         authority: config.authority,
-        tokens: config.tokens,
+        attestors: config.attestors,
+        limits: Limits::default(),
+        clocks,
         registry: config.registry,
-        audit: Arc::new(Audit::default()),
+        audit: config.audit,
     };
     server.serve(listener, stopping).await
 }

@@ -1,9 +1,9 @@
-//! Join tokens: 256 random bits, printed once, kept as their SHA-256 only, bound to one node,
-//! good for one join before they expire.
+//! Tokens of nodes: 256 random bits, printed once, kept as their SHA-256 only, bound to one node
+//! and to a time. A join token is good for one join; a node token for any number of calls.
 //!
-//! A token is a file `<state-dir>/tokens/<sha256>`. Taking it is renaming it into
+//! A token is a file `<state-dir>/tokens/<sha256>`. Taking a join token is renaming it into
 //! `tokens/used/`: of several that try, the file system lets one succeed, also across
-//! processes and restarts.
+//! processes and restarts. A node token is taken back by removing its file.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
 
-/// What every token begins with, so that scanners for leaked secrets can know it.
-const PREFIX: &str = "nodemesh-join-";
+/// What every join token begins with, so that scanners for leaked secrets can know it.
+pub const JOIN_PREFIX: &str = "nodemesh-join-";
+/// What every node token begins with.
+pub const NODE_PREFIX: &str = "nodemesh-node-";
 /// Random bytes in a token.
 const SECRET_LEN: usize = 32;
 
@@ -22,16 +24,21 @@ const SECRET_LEN: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum TokenFault {
     /// Not in the form of a token.
-    #[error("not a join token; make one with: mesh-control token create --node <name>")]
+    #[error(
+        "not a join token or node token; make one with: mesh-control token create --node <name>"
+    )]
     Malformed,
-    /// No such token, or used before.
-    #[error("the join token is unknown or was used before; make a new one for this node")]
+    /// No such token.
+    #[error("the token is unknown; make a new one for this node")]
     Unknown,
+    /// A join token that was used before.
+    #[error("the join token was used before; make a new one for this node")]
+    Used,
     /// Past its end.
-    #[error("the join token has expired; make a new one for this node")]
+    #[error("the token has expired; make a new one for this node")]
     Expired,
     /// Made for another node.
-    #[error("the join token was made for another node than {0}")]
+    #[error("the token was made for another node than {0}")]
     WrongNode(String),
     /// The store failed.
     #[error("token store {path}: {error}")]
@@ -52,6 +59,24 @@ pub enum TokenFault {
     /// The system's random numbers failed.
     #[error("the system gave no random numbers")]
     Random,
+}
+
+/// What a token is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// One join.
+    Join,
+    /// Any number of calls.
+    Calls,
+}
+
+impl Use {
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Join => JOIN_PREFIX,
+            Self::Calls => NODE_PREFIX,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -91,14 +116,27 @@ impl TokenStore {
         Ok(Self { unused, used })
     }
 
-    /// Makes a token for `node`. The text returned is its only copy.
+    /// Makes a join token for `node`. The text returned is its only copy.
     ///
     /// # Errors
     /// A store that can't be written.
     pub fn create(&self, node: &str, not_after_s: i64) -> Result<String, TokenFault> {
+        self.create_for(Use::Join, node, not_after_s)
+    }
+
+    /// Makes a token of either kind.
+    ///
+    /// # Errors
+    /// A store that can't be written.
+    pub fn create_for(
+        &self,
+        purpose: Use,
+        node: &str,
+        not_after_s: i64,
+    ) -> Result<String, TokenFault> {
         let mut secret = [0; SECRET_LEN];
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| TokenFault::Random)?;
-        let token = format!("{PREFIX}{}", hex(&secret));
+        let token = format!("{}{}", purpose.prefix(), hex(&secret));
         let record = Record {
             node: node.to_owned(),
             not_after_s,
@@ -128,17 +166,8 @@ impl TokenStore {
     /// # Errors
     /// Why it is not taken. A token shown for the wrong node stays what it was.
     pub fn consume(&self, token: &str, node: &str, now_s: i64) -> Result<(), TokenFault> {
-        let digits = token.strip_prefix(PREFIX).ok_or(TokenFault::Malformed)?;
-        if digits.len() != 2 * SECRET_LEN || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(TokenFault::Malformed);
-        }
-        let name = file_name(token);
+        let (name, record) = self.find(token, Use::Join)?;
         let path = self.unused.join(&name);
-        let record = match read(&path) {
-            Ok(record) => record,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(TokenFault::Unknown),
-            Err(e) => return Err(store(&path, e)),
-        };
         if record.node != node {
             return Err(TokenFault::WrongNode(node.to_owned()));
         }
@@ -147,7 +176,8 @@ impl TokenStore {
         }
         match fs::rename(&path, self.used.join(&name)) {
             Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(TokenFault::Unknown),
+            // Another took it meanwhile.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(TokenFault::Used),
             Err(e) => return Err(store(&path, e)),
         }
         // Durable before the certificate goes out: a power cut must not revive the token.
@@ -155,6 +185,41 @@ impl TokenStore {
             sync(folder).map_err(|e| store(folder, e))?;
         }
         Ok(())
+    }
+
+    /// The node that a node token was made for, and until when, in seconds since the epoch.
+    ///
+    /// # Errors
+    /// Why it is not taken.
+    pub fn bearer(&self, token: &str, now_s: i64) -> Result<(String, i64), TokenFault> {
+        let (_, record) = self.find(token, Use::Calls)?;
+        if record.not_after_s <= now_s {
+            return Err(TokenFault::Expired);
+        }
+        Ok((record.node, record.not_after_s))
+    }
+
+    /// The file name and record of a token that was not used yet. Whoever shows one has its
+    /// secret, and may be told what became of it.
+    fn find(&self, token: &str, purpose: Use) -> Result<(String, Record), TokenFault> {
+        let digits = token.strip_prefix(purpose.prefix());
+        let digits = digits.ok_or(TokenFault::Malformed)?;
+        if digits.len() != 2 * SECRET_LEN || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(TokenFault::Malformed);
+        }
+        let name = file_name(token);
+        let path = self.unused.join(&name);
+        match read(&path) {
+            Ok(record) => Ok((name, record)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                match self.used.join(&name).try_exists() {
+                    Ok(true) => Err(TokenFault::Used),
+                    Ok(false) => Err(TokenFault::Unknown),
+                    Err(e) => Err(store(&self.used.join(&name), e)),
+                }
+            }
+            Err(e) => Err(store(&path, e)),
+        }
     }
 
     /// Removes what has expired, used or not. Returns how many files that were.

@@ -11,6 +11,7 @@ use std::time::Instant;
 use mesh_api::admin::{Outcome, Place, Request, Response, SOCKET_NAME, Why};
 use mesh_api::node::{NodeReport, PodReport};
 use mesh_control::admin::{self, Admin};
+use mesh_control::observe::Series;
 use mesh_control::registry::{Directory, Registry};
 use mesh_control::sources::manifests::load;
 use mesh_core::policy::Protocol;
@@ -74,6 +75,8 @@ fn admin(resolvers: &[&str]) -> Arc<Admin> {
     Arc::new(Admin {
         registry: Arc::new(Registry::new(Directory::new(loaded.mesh))),
         resolvers: resolvers.iter().map(|ip| ip.parse().unwrap()).collect(),
+        clocks: Arc::default(),
+        series: Series::detached(),
     })
 }
 

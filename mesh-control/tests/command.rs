@@ -3,92 +3,26 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 
 use support::MANIFESTS;
 use support::pki::Pki;
-
-fn control() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_mesh-control"))
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn run_command(pki: &Pki, listen: &str) -> Command {
-    let mut command = control();
-    command.args(["run", "--trust-domain", "cluster.local", "--listen", listen]);
-    for (option, file) in [
-        ("--manifests", "manifests"),
-        ("--state-dir", "state"),
-        ("--ca-cert", "ca-cert.pem"),
-        ("--ca-key", "ca-key.pem"),
-        ("--root", "root.pem"),
-    ] {
-        command.arg(option).arg(pki.path(file));
-    }
-    command
-}
-
-fn token(pki: &Pki, more: &[&str]) -> Output {
-    let mut command = control();
-    command
-        .args(["token", "create", "--state-dir"])
-        .arg(pki.path("state"));
-    command.args(more).output().unwrap()
-}
-
-/// Ends the process it guards, whatever happens to the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use support::process::{Running, control, join, run_command, text, token};
 
 #[test]
 fn it_serves_until_sigterm_and_takes_tokens_made_meanwhile() {
     let pki = Pki::new();
     fs::create_dir(pki.path("manifests")).unwrap();
     fs::write(pki.path("manifests/mesh.yaml"), MANIFESTS).unwrap();
-    let mut command = run_command(&pki, "127.0.0.1:0");
-    command
-        .args(["--log-format", "json"])
-        .stderr(Stdio::piped());
-    let mut running = Running(command.spawn().unwrap());
-    let mut log = BufReader::new(running.0.stderr.take().unwrap()).lines();
-    let serving = log.find(|line| line.as_ref().unwrap().contains("\"serving\""));
-    let serving: serde_json::Value = serde_json::from_str(&serving.unwrap().unwrap()).unwrap();
-    let address = serving["fields"]["address"].as_str().unwrap().to_owned();
+    let command = run_command(&pki, "127.0.0.1:0");
+    let (mut running, address, log) = Running::start(command);
 
     let made = token(&pki, &["--node", "node-a", "--ttl", "5m"]);
     assert!(made.status.success(), "{}", text(&made.stderr));
-    let joined = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(async {
-            use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
-            let tls = ClientTlsConfig::new()
-                .ca_certificate(Certificate::from_pem(pki.root_pem()))
-                .domain_name("nodemesh-control");
-            let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
-            let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
-            let asked = mesh_api::node::JoinRequest {
-                token: text(&made.stdout).trim().to_owned(),
-                node: "node-a".to_owned(),
-                csr: support::request(|_| ()).0,
-            };
-            let mut nodes = mesh_api::node::node_service_client::NodeServiceClient::new(channel);
-            nodes.join(asked).await
-        });
-    joined.expect("the token is good");
+    join(&address, pki.root_pem(), text(&made.stdout).trim());
 
     // The admin socket is in the state folder.
     let mut socket = UnixStream::connect(pki.path("state/control.sock")).unwrap();
@@ -120,6 +54,44 @@ fn it_serves_until_sigterm_and_takes_tokens_made_meanwhile() {
         !rest.concat().contains(text(&made.stdout).trim()),
         "a token in the log"
     );
+}
+
+#[test]
+fn whether_it_lives_is_told_to_anybody_and_nothing_else() {
+    let pki = Pki::new();
+    fs::create_dir(pki.path("manifests")).unwrap();
+    let mut command = run_command(&pki, "127.0.0.1:0");
+    command.args(["--health-listen", "127.0.0.1:0"]);
+    let (_running, _, mut log) = Running::start(command);
+    let line = log.find(|line| line.as_ref().unwrap().contains("liveness"));
+    let line: serde_json::Value = serde_json::from_str(&line.unwrap().unwrap()).unwrap();
+    let address = line["fields"]["address"].as_str().unwrap();
+    let ask = |request: &str| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let request = format!("{request} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let lives = ask("GET /livez");
+    assert!(
+        lives.starts_with("HTTP/1.1 200") && lives.ends_with("\r\n\r\nok\n"),
+        "{lives}"
+    );
+    for request in ["GET /metrics", "GET /", "POST /livez", "GET /livez/x"] {
+        let answer = ask(request);
+        assert!(answer.starts_with("HTTP/1.1 404"), "{request}: {answer}");
+    }
+    // Its series are told by the admin socket.
+    let mut socket = UnixStream::connect(pki.path("state/control.sock")).unwrap();
+    socket.write_all(b"{\"op\":\"metrics\"}\n").unwrap();
+    let mut answer = String::new();
+    BufReader::new(socket).read_line(&mut answer).unwrap();
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let series = answer["metrics"].as_str().unwrap();
+    let loads = "nodemesh_control_signer_loads_total{result=\"taken\"} 1";
+    assert!(series.contains(loads), "{series}");
 }
 
 #[test]

@@ -1,7 +1,9 @@
-//! The examples in docs/POLICY.md are manifests that are taken without a word.
+//! The examples in docs/POLICY.md are manifests that are taken without a word; docs/IDENTITY.md
+//! lists every refusal.
 
 use std::fs;
 
+use mesh_control::refusal::Refusal;
 use mesh_control::sources::manifests::load;
 use mesh_core::budget::FIELDS;
 
@@ -64,4 +66,16 @@ fn the_examples_of_the_policy_document_are_sound() {
     assert_eq!(mesh.authentications().count(), 1);
     let web = mesh.service("shop/web.shop.svc.cluster.local").unwrap();
     assert_eq!(web.traffic.checks.len(), 1);
+}
+
+#[test]
+fn every_refusal_is_in_the_document_once() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/IDENTITY.md");
+    let document = fs::read_to_string(path).unwrap();
+    let (_, list) = document.split_once("## Why control refuses").unwrap();
+    let rows = list.lines().filter_map(|line| line.strip_prefix("| `"));
+    let listed: Vec<_> = rows.filter_map(|row| row.split_once("` |")).collect();
+    let listed: Vec<_> = listed.into_iter().map(|(code, _)| code).collect();
+    let codes: Vec<_> = Refusal::ALL.iter().map(|refusal| refusal.code()).collect();
+    assert_eq!(listed, codes);
 }

@@ -5,6 +5,7 @@ mod support;
 use mesh_api::node::node_service_client::NodeServiceClient;
 use mesh_api::node::{JoinRequest, RenewRequest};
 use mesh_control::audit::Event;
+use mesh_control::refusal::Refusal;
 use mesh_core::certificate::{CLOCK_SKEW_S, Leaf};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -36,6 +37,7 @@ async fn a_token_joins_its_node_once() {
     assert_refused(again, Code::Unauthenticated, "used before");
     assert_eq!(control.audit.count(Event::NodeJoined), 1);
     assert_eq!(control.audit.count(Event::JoinRefused), 1);
+    assert_eq!(control.audit.refused(Refusal::TokenUsed), 1);
 }
 
 #[tokio::test]
@@ -107,6 +109,15 @@ async fn wrong_expired_and_invented_tokens_are_refused() {
     let refused = control.join(&token, "../node").await;
     assert_refused(refused, Code::InvalidArgument, "path segment");
 
+    for (refusal, times) in [
+        (Refusal::TokenWrongNode, 1),
+        (Refusal::TokenExpired, 1),
+        (Refusal::TokenUnknown, 1),
+        (Refusal::TokenMalformed, 4),
+        (Refusal::NodeName, 1),
+    ] {
+        assert_eq!(control.audit.refused(refusal), times, "{refusal}");
+    }
     // None of that has cost the token.
     control.join(&token, "node-a").await.unwrap();
 }
@@ -160,13 +171,25 @@ fn the_store_keeps_hashes_only_and_forgets_what_has_expired() {
 }
 
 #[tokio::test]
-async fn a_node_renews_for_itself_whatever_its_request_says() {
+async fn a_node_renews_for_itself_and_for_nobody_else() {
     let control = Control::start().await;
     let channel = control.node("node-a").await;
-    let (csr, key) = request(|params| {
-        let other = "spiffe://cluster.local/nodemesh/node/node-b";
-        params.subject_alt_names = vec![rcgen::SanType::URI(other.try_into().unwrap())];
-    });
+    let named = |name: &'static str| {
+        request(|params| {
+            params
+                .distinguished_name
+                .push(rcgen::DnType::CommonName, name);
+            params.subject_alt_names = vec![rcgen::SanType::URI(name.try_into().unwrap())];
+        })
+    };
+    let (csr, _) = named("spiffe://cluster.local/nodemesh/node/node-b");
+    let refused = NodeServiceClient::new(channel.clone())
+        .renew(RenewRequest { csr })
+        .await;
+    assert_refused(refused, Code::InvalidArgument, "node-b");
+    assert_eq!(control.audit.count(Event::RenewalRefused), 1);
+    assert_eq!(control.audit.refused(Refusal::CsrNames), 1);
+    let (csr, key) = named("spiffe://cluster.local/nodemesh/node/node-a");
     let renewed = NodeServiceClient::new(channel)
         .renew(RenewRequest { csr })
         .await

@@ -46,6 +46,7 @@ fn report(pods: &[PodReport]) -> NodeReport {
         version: "1.2.3".to_owned(),
         discovery_version: "abc".to_owned(),
         pods: pods.to_vec(),
+        clock_ms: 0,
     }
 }
 
@@ -147,6 +148,7 @@ fn what_a_node_says_is_cut_and_made_harmless() {
             certificate_not_after_s: 0,
             ..pod("web-1", true)
         }],
+        clock_ms: 0,
     };
     registry.report("node-b", &long, now).unwrap();
     let status = registry.status(now);

@@ -5,8 +5,10 @@ mod support;
 use mesh_api::ads::DeltaDiscoveryRequest;
 use mesh_api::ads::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use mesh_control::audit::Event;
-use mesh_core::certificate::{Leaf, Side};
-use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType};
+use mesh_control::refusal::Refusal;
+use mesh_control::server::{Limits, Rate};
+use mesh_core::certificate::{CLOCK_SKEW_S, Leaf, Side};
+use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use support::pki::{Pki, openssl};
@@ -41,6 +43,13 @@ async fn a_node_gets_certificates_for_its_own_enrolled_pods_only() {
     }
     assert_eq!(control.audit.count(Event::WorkloadSigned), 1);
     assert_eq!(control.audit.count(Event::WorkloadRefused), 4);
+    for (refusal, times) in [
+        (Refusal::IdentityNotOnNode, 2),
+        (Refusal::IdentityNotEnrolled, 1),
+        (Refusal::IdentityTrustDomain, 1),
+    ] {
+        assert_eq!(control.audit.refused(refusal), times, "{refusal}");
+    }
     let node_identity = "spiffe://cluster.local/nodemesh/node/node-a";
     let refused = sign(&node, node_identity, &csr, 0).await;
     assert_refused(refused, Code::InvalidArgument, "ImpersonatedIdentity");
@@ -111,15 +120,10 @@ async fn the_certificate_is_what_openssl_says_an_svid_is() {
     let node = control.node("node-a").await;
     // Everything in the request but its key is a wish that is not granted.
     let (csr, _) = request(|params| {
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.subject_alt_names = vec![
-            SanType::URI(
-                "spiffe://cluster.local/ns/kube-system/sa/admin"
-                    .try_into()
-                    .unwrap(),
-            ),
-            SanType::DnsName("nodemesh-control".try_into().unwrap()),
-        ];
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "nodemesh-control");
+        params.subject_alt_names = vec![SanType::URI(CART.try_into().unwrap())];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
     });
     let chain = sign(&node, CART, &csr, 0).await.unwrap().cert_chain;
@@ -141,7 +145,7 @@ async fn the_certificate_is_what_openssl_says_an_svid_is() {
     ] {
         assert!(shown.contains(part), "{part:?} not in\n{shown}");
     }
-    for part in ["kube-system", "nodemesh-control", "Code Signing", "CA:TRUE"] {
+    for part in ["nodemesh-control", "Code Signing", "CA:TRUE"] {
         assert!(!shown.contains(part), "{part:?} in\n{shown}");
     }
     for purpose in ["sslserver", "sslclient"] {
@@ -174,7 +178,8 @@ async fn serials_are_random_and_lifetimes_bounded() {
             (now + given..now + given + 30).contains(&leaf.not_after_s),
             "{asked}"
         );
-        assert!((now - 60..now - 30).contains(&leaf.not_before_s));
+        let begun = now - CLOCK_SKEW_S;
+        assert!((begun..begun + 30).contains(&leaf.not_before_s));
         assert_eq!(leaf.serial.len(), 32, "16 bytes of serial");
         assert!(serials.insert(leaf.serial));
     }
@@ -195,7 +200,7 @@ async fn no_certificate_outlives_its_issuer() {
     let domain = "cluster.local".parse().unwrap();
     let authority = mesh_control::ca::Authority::load(&files, &domain, now).unwrap();
     let (csr, _) = request(|_| ());
-    let key = mesh_control::ca::RequestedKey::from_pem(&csr).unwrap();
+    let key = mesh_control::ca::RequestedKey::from_pem(&csr, CART).unwrap();
     let issued = authority
         .issue_workload(&CART.parse().unwrap(), &key, 0, now)
         .unwrap();
@@ -225,33 +230,144 @@ async fn requests_with_bad_keys_or_signatures_are_refused() {
             String::from_utf8_lossy(&made.stderr)
         );
         let csr = std::fs::read_to_string(control.pki.path(file)).unwrap();
-        cases.push((csr, "P-256 or P-384"));
+        cases.push((csr, "P-256 or P-384", Refusal::CsrKey));
     }
     let ed25519 = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
     let csr = rcgen::CertificateParams::default()
         .serialize_request(&ed25519)
         .unwrap();
-    cases.push((csr.pem().unwrap(), "P-256 or P-384"));
+    cases.push((csr.pem().unwrap(), "P-256 or P-384", Refusal::CsrKey));
     // Another key's signature: the last byte of the request is the signature's.
     let (good, _) = request(|_| ());
     let mut der = pem::parse(&good).unwrap().into_contents();
     *der.last_mut().unwrap() ^= 1;
-    let spoilt = pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", der));
-    cases.push((spoilt, "signature does not verify"));
-    cases.push((String::new(), "PKCS#10"));
-    cases.push(("x".repeat(20_000), "at most 16384"));
-    for (csr, part) in cases {
+    let spoilt = pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", der.clone()));
+    let what = "signature does not verify";
+    cases.push((spoilt, what, Refusal::CsrSignature));
+    // The public key of one request under the signature of another.
+    *der.last_mut().unwrap() ^= 1;
+    let other = pem::parse(request(|_| ()).0).unwrap().into_contents();
+    let (from, to) = (public_key(&other), public_key(&der));
+    der[to].copy_from_slice(&other[from]);
+    let mismatched = pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", der.clone()));
+    cases.push((mismatched, what, Refusal::CsrSignature));
+    let cut = pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", &der[..der.len() / 2]));
+    let longer = [&der[..], &[0]].concat();
+    let longer = pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", longer));
+    let key = pem::encode(&pem::Pem::new("PRIVATE KEY", der));
+    for malformed in [String::new(), cut, longer, key] {
+        cases.push((malformed, "PKCS#10", Refusal::CsrMalformed));
+    }
+    let long = format!("{}{}", "x".repeat(20_000), good);
+    cases.push((long, "at most 16384", Refusal::CsrTooLong));
+    for (csr, part, refusal) in cases {
+        let before = control.audit.refused(refusal);
         assert_refused(
             sign(&node, CART, &csr, 0).await,
             Code::InvalidArgument,
             part,
         );
+        assert_eq!(control.audit.refused(refusal), before + 1, "{refusal}");
     }
+    assert_eq!(control.audit.count(Event::WorkloadSigned), 0);
     let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
     let csr = rcgen::CertificateParams::default()
         .serialize_request(&p384)
         .unwrap();
     sign(&node, CART, &csr.pem().unwrap(), 0).await.unwrap();
+}
+
+/// Where the bits of a P-256 key are in a request.
+fn public_key(der: &[u8]) -> std::ops::Range<usize> {
+    use x509_parser::prelude::{FromDer, X509CertificationRequest};
+    let (_, request) = X509CertificationRequest::from_der(der).unwrap();
+    let spki = &request.certification_request_info.subject_pki;
+    let bits = spki.subject_public_key.data.as_ref();
+    let at = der.windows(bits.len()).position(|window| window == bits);
+    let at = at.unwrap();
+    at..at + bits.len()
+}
+
+#[tokio::test]
+async fn requests_for_more_than_is_granted_are_refused() {
+    let control = Control::start().await;
+    let node = control.node("node-a").await;
+    let uri = |uri: &str| SanType::URI(uri.try_into().unwrap());
+    let dns = |name: &str| SanType::DnsName(name.try_into().unwrap());
+    let address = || SanType::IpAddress([10, 1, 0, 1].into());
+    for names in [
+        vec![uri(WEB)],
+        vec![uri(CART), uri(WEB)],
+        vec![uri(CART), dns("nodemesh-control")],
+        vec![uri(CART), uri(CART)],
+        vec![address()],
+        vec![dns(CART)],
+    ] {
+        let before = control.audit.refused(Refusal::CsrNames);
+        let (csr, _) = request(|params| params.subject_alt_names = names.clone());
+        let refused = sign(&node, CART, &csr, 0).await;
+        assert_refused(refused, Code::InvalidArgument, "asks for the names");
+        assert_eq!(control.audit.refused(Refusal::CsrNames), before + 1);
+    }
+    let signing = |usages: &[KeyUsagePurpose], is_ca| {
+        let (csr, _) = request(|params| {
+            params.is_ca = is_ca;
+            params.key_usages = usages.to_vec();
+        });
+        csr
+    };
+    let ca = || IsCa::Ca(BasicConstraints::Unconstrained);
+    for csr in [
+        signing(&[], ca()),
+        signing(&[KeyUsagePurpose::KeyCertSign], IsCa::NoCa),
+        signing(&[KeyUsagePurpose::CrlSign], IsCa::NoCa),
+    ] {
+        let before = control.audit.refused(Refusal::CsrCa);
+        let refused = sign(&node, CART, &csr, 0).await;
+        assert_refused(refused, Code::InvalidArgument, "signing certificate");
+        assert_eq!(control.audit.refused(Refusal::CsrCa), before + 1);
+    }
+    assert_eq!(control.audit.count(Event::WorkloadSigned), 0);
+    // The one name that is granted anyway, and usages that harm nobody.
+    let (csr, _) = request(|params| {
+        params.subject_alt_names = vec![uri(CART)];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.is_ca = IsCa::ExplicitNoCa;
+    });
+    sign(&node, CART, &csr, 0).await.unwrap();
+}
+
+/// On all nodes together, and before another identity is.
+#[tokio::test]
+async fn an_identity_that_is_asked_for_too_often_is_refused_and_no_other() {
+    let seldom = Rate {
+        per_second: 1,
+        burst: 3,
+    };
+    let control = Control::limited(Limits {
+        identity: seldom,
+        ..Limits::default()
+    });
+    let control = control.await;
+    let node = control.node("node-b").await;
+    let (csr, _) = request(|_| ());
+    // What a node has no pod of it can't use up.
+    for _ in 0..5 {
+        let refused = sign(&node, CART, &csr, 0).await;
+        assert_refused(refused, Code::PermissionDenied, "no pod of");
+    }
+    let refused = loop {
+        let answer = sign(&node, WEB, &csr, 0).await;
+        if answer.is_err() {
+            break answer;
+        }
+        assert!(control.audit.count(Event::WorkloadSigned) < 1_000);
+    };
+    assert_refused(refused, Code::ResourceExhausted, "requests a second");
+    assert!(control.audit.count(Event::WorkloadSigned) >= 3);
+    assert_eq!(control.audit.refused(Refusal::RateIdentity), 1);
+    let other = control.node("node-a").await;
+    sign(&other, CART, &csr, 0).await.unwrap();
 }
 
 #[tokio::test]
@@ -292,6 +408,8 @@ async fn callers_that_are_no_nodes_get_nothing() {
         assert_refused(nodes.renew(asked).await, Code::PermissionDenied, part);
     }
     assert_eq!(control.audit.count(Event::CallerRefused), 11);
+    assert_eq!(control.audit.refused(Refusal::NoCredential), 2);
+    assert_eq!(control.audit.refused(Refusal::CertificateNotNode), 9);
 }
 
 /// A workload's SVID as this very component issued it, shown as if it were a node's.

@@ -151,7 +151,7 @@ fn same_domain(found: &TrustDomain, expected: &TrustDomain) -> Result<(), LeafFa
 }
 
 /// How far a new certificate's start lies in the past, for peers whose clock is behind.
-pub const CLOCK_SKEW_S: i64 = 60;
+pub const CLOCK_SKEW_S: i64 = 300;
 
 /// From when to when a certificate holds, both inclusive, in seconds since the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

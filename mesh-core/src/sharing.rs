@@ -26,3 +26,20 @@ pub fn shared_identities(mesh: &Mesh) -> BTreeMap<Identity, Vec<BTreeSet<Service
     groups.retain(|_, groups| groups.len() > 1);
     groups
 }
+
+/// Namespaces with several enrolled pods that all run as the service account `default`, and how
+/// many pods those are: nothing tells such pods apart but their labels.
+#[must_use]
+pub fn default_alone(mesh: &Mesh) -> BTreeMap<String, usize> {
+    let mut all: BTreeMap<&str, (usize, bool)> = BTreeMap::new();
+    for workload in mesh.workloads().filter(|w| w.enrolled()) {
+        let identity = &workload.identity;
+        let (pods, alone) = all.entry(identity.namespace()).or_insert((0, true));
+        *pods += 1;
+        *alone &= identity.service_account() == "default";
+    }
+    all.into_iter()
+        .filter(|(_, (pods, alone))| *alone && *pods > 1)
+        .map(|(namespace, (pods, _))| (namespace.to_owned(), pods))
+        .collect()
+}

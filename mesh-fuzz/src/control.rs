@@ -137,7 +137,7 @@ pub(crate) fn csr(bytes: &[u8]) {
     let der = pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", bytes));
     let text = std::str::from_utf8(bytes).unwrap_or_default();
     for text in [text, &der] {
-        match RequestedKey::from_pem(text) {
+        match RequestedKey::from_pem(text, "spiffe://cluster.local/ns/shop/sa/cart") {
             Ok(key) => {
                 let len = rcgen::PublicKeyData::der_bytes(&key).len();
                 // Uncompressed points of P-256 and P-384.
@@ -203,6 +203,8 @@ pub(crate) fn admin_requests(bytes: &[u8]) {
     };
     let registry = REGISTRY.with_borrow(Arc::clone);
     let admin = Admin {
+        clocks: Arc::default(),
+        series: mesh_control::observe::Series::detached(),
         registry,
         resolvers: Vec::new(),
     };

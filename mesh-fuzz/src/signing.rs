@@ -34,7 +34,7 @@ pub(crate) fn certificate_request(bytes: &[u8]) {
             assert!(!leaf.is_ca);
             assert!(leaf.not_after_s <= now_s() + WORKLOAD_LIFETIME_S);
         }
-        Err(status) => assert!(!status.message().is_empty()),
+        Err(refused) => assert!(!refused.message.is_empty()),
     }
 }
 

@@ -34,6 +34,7 @@ programs! {
     WRK = "wrk" in "wrk", "An HTTP load generator.";
     HAPROXY = "haproxy" in "haproxy", "A proxy to compare with.";
     OPENSSL = "openssl" in "openssl", "TLS and certificates by hand.";
+    SOFTHSM = "softhsm2-util" in "softhsm2", "A token behind PKCS#11.";
     DNSMASQ = "dnsmasq" in "dnsmasq-base", "A DNS server.";
     DIG = "dig" in "bind9-dnsutils", "A DNS client.";
     NFT = "nft" in "nftables", "A pod's attempt to redirect its worker.";

@@ -40,6 +40,7 @@ pub(crate) const TEST: &[Program] = &[
     programs::REDIS_BENCHMARK,
     programs::IPERF3,
     programs::OPENSSL,
+    programs::SOFTHSM,
     programs::NFT,
     programs::DNSMASQ,
     programs::DIG,

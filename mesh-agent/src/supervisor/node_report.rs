@@ -1,7 +1,7 @@
 //! The node's state, told to control: which discovery is in effect, and how its pods are.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_api::node as wire;
 use mesh_api::node::node_service_client::NodeServiceClient;
@@ -31,7 +31,7 @@ pub(super) async fn keep_reporting(shared: Arc<Shared>) {
     let send = |report| {
         send(
             shared.control.clone(),
-            with_usage(report, &shared.mesh_cgroup),
+            as_of_now(report, &shared.mesh_cgroup),
         )
     };
     pace(&shared.news, changes, compose, send).await;
@@ -82,7 +82,10 @@ async fn pace<S: Future<Output = Result<(), String>>>(
     }
 }
 
-fn with_usage(mut report: wire::NodeReport, mesh: &MeshCgroup) -> wire::NodeReport {
+/// With what changes all the time, and is no reason to report.
+fn as_of_now(mut report: wire::NodeReport, mesh: &MeshCgroup) -> wire::NodeReport {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
+    report.clock_ms = elapsed.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX));
     for pod in &mut report.pods {
         let usage = mesh.usage(&format!("{}_{}", pod.namespace, pod.name));
         let usage = usage.unwrap_or_default();
@@ -104,6 +107,7 @@ async fn send(control: Arc<Control>, report: wire::NodeReport) -> Result<(), Str
 fn compose(shared: &Shared) -> wire::NodeReport {
     let pods = shared.pods();
     wire::NodeReport {
+        clock_ms: 0,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         discovery_version: shared.discovery.view().version.to_string(),
         pods: pods

@@ -11,19 +11,25 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_api::admin::{MAX_LINE, Request, Response, SOCKET_NAME};
+use mesh_api::admin::{MAX_LINE, Request, Response, SOCKET_NAME, Status};
+use mesh_core::sharing::default_alone;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::clocks::Clocks;
+use crate::observe::Series;
 use crate::registry::Registry;
 
 /// What the socket answers from.
-#[derive(Debug)]
 pub struct Admin {
     /// The state of the mesh.
     pub registry: Arc<Registry>,
     /// DNS resolvers beside the model's `kube-system/kube-dns`, as the nodes' agents have them.
     pub resolvers: Vec<IpAddr>,
+    /// What nodes' clocks say.
+    pub clocks: Arc<Clocks>,
+    /// The component's series.
+    pub series: Series,
 }
 
 /// Makes the socket. One that an earlier control component left is replaced.
@@ -89,12 +95,28 @@ impl Admin {
         }
     }
 
+    fn status(&self) -> Status {
+        let mut status = self.registry.status(Instant::now());
+        for node in &mut status.nodes {
+            if let Some(report) = &mut node.report {
+                report.clock_ahead_s = self.clocks.ahead_s(&node.name);
+            }
+        }
+        let registry = self.registry.current();
+        status.namespaces_on_default = default_alone(registry.mesh()).into_keys().collect();
+        status
+    }
+
     /// Answers one request.
     #[must_use]
     pub fn answer(&self, request: &Request) -> Response {
         match request {
             Request::Status => Response {
-                status: Some(self.registry.status(Instant::now())),
+                status: Some(self.status()),
+                ..Response::default()
+            },
+            Request::Metrics => Response {
+                metrics: Some(self.series.render()),
                 ..Response::default()
             },
             Request::Why {

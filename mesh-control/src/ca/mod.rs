@@ -1,23 +1,34 @@
 //! The certificate authority: signs node, workload and its own server certificates with the
-//! operator's intermediate. It never makes a self-signed certificate.
+//! operator's intermediates. It never makes a self-signed certificate.
 
+mod bundle;
+mod fault;
+mod intermediate;
 mod load;
+mod reload;
 mod request;
+mod rollover;
+pub mod signer;
+mod source;
 
 use std::sync::Arc;
 
-use mesh_core::certificate::{Leaf, LeafFault, Validity, ValidityFault, leaf_validity};
+use mesh_core::certificate::{Leaf, LeafFault, ValidityFault};
 use mesh_core::identity::{Identity, NodeIdentity, TrustDomain};
-use rcgen::{
-    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
-};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rcgen::{ExtendedKeyUsagePurpose, SanType};
+use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
-use time::OffsetDateTime;
+use tokio::sync::{Semaphore, watch};
 
-pub use load::{SignerFault, SignerFiles};
+use crate::refusal::{Refusal, Refused};
+pub use bundle::TrustBundle;
+pub use fault::SignerFault;
+use intermediate::{Issuers, Template};
+use load::Loaded;
+pub use reload::Reloader;
 pub use request::{RequestFault, RequestedKey};
+pub use rollover::{Published, RecordFault};
+pub use source::{IntermediateSource, NamespaceScope, ScopeFault, SignerFiles, SignerSources};
 
 /// Longest life of a workload's certificate, and what a request gets that asks for nothing.
 pub const WORKLOAD_LIFETIME_S: i64 = 3600;
@@ -27,6 +38,9 @@ pub const NODE_LIFETIME_S: i64 = 24 * 3600;
 pub const SERVER_LIFETIME_S: i64 = 24 * 3600;
 /// DNS name in the control component's own certificate, which node agents insist on.
 pub const SERVER_NAME: &str = "nodemesh-control";
+
+/// Signings at a time. A token signs for one at a time anyway.
+const MAX_SIGNING: usize = 4;
 
 /// Why a certificate was not issued.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +62,16 @@ pub enum IssueFault {
     Random,
 }
 
+impl From<IssueFault> for Refused {
+    fn from(fault: IssueFault) -> Self {
+        let refusal = match fault {
+            IssueFault::Lifetime(_) => Refusal::Lifetime,
+            _ => Refusal::SignerFailed,
+        };
+        Self::new(refusal, fault.to_string())
+    }
+}
+
 /// A certificate that was issued.
 #[derive(Clone, Debug)]
 pub struct Issued {
@@ -59,26 +83,28 @@ pub struct Issued {
     pub leaf: Leaf,
 }
 
-/// The intermediate CA and its key, checked.
+/// The operator's intermediates and roots.
 pub struct Authority {
     trust_domain: TrustDomain,
-    issuer: Issuer<'static, KeyPair>,
-    /// The intermediate first, then what leads to the root, without it.
-    chain: Vec<CertificateDer<'static>>,
-    roots: Vec<CertificateDer<'static>>,
-    /// Validities of the chain and of the root it leads to.
-    validities: Vec<Validity>,
+    /// Room for what signs at a time.
+    room: Semaphore,
+    issuers: watch::Sender<Arc<Issuers>>,
+    bundle: watch::Sender<Arc<TrustBundle>>,
 }
 
-/// What tells the three kinds of leaf apart.
-struct Template {
-    names: Vec<SanType>,
-    purposes: Vec<ExtendedKeyUsagePurpose>,
-    lifetime_s: i64,
+/// An intermediate that signs now, as operators are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuerStatus {
+    /// What it signs for: `default`, or namespaces.
+    pub scope: String,
+    /// Its subject.
+    pub subject: String,
+    /// The last second at which its whole chain is valid, since the epoch.
+    pub not_after_s: i64,
 }
 
 impl Authority {
-    /// Loads and checks the signer.
+    /// Loads and checks a single signer with its key in a file.
     ///
     /// # Errors
     /// The first thing wrong with the files, the chain or the key.
@@ -87,7 +113,25 @@ impl Authority {
         trust_domain: &TrustDomain,
         now_s: i64,
     ) -> Result<Self, SignerFault> {
-        load::load(files, trust_domain, now_s)
+        Self::open(&files.into(), trust_domain, now_s)
+    }
+
+    /// Loads and checks all signers.
+    ///
+    /// # Errors
+    /// The first thing wrong with the files, a chain or a key.
+    pub fn open(
+        sources: &SignerSources,
+        trust_domain: &TrustDomain,
+        now_s: i64,
+    ) -> Result<Self, SignerFault> {
+        let Loaded { bundle, issuers } = load::load(sources, trust_domain, now_s)?;
+        Ok(Self {
+            trust_domain: trust_domain.clone(),
+            room: Semaphore::new(MAX_SIGNING),
+            issuers: watch::Sender::new(Arc::new(issuers)),
+            bundle: watch::Sender::new(bundle),
+        })
     }
 
     /// The trust domain it signs for.
@@ -96,23 +140,65 @@ impl Authority {
         &self.trust_domain
     }
 
-    /// The roots, DER.
+    /// The roots that nodes and workloads are to trust now, and their changes.
     #[must_use]
-    pub fn roots(&self) -> &[CertificateDer<'static>] {
-        &self.roots
+    pub fn bundle(&self) -> watch::Receiver<Arc<TrustBundle>> {
+        self.bundle.subscribe()
     }
 
-    /// The roots, PEM.
+    /// The roots that nodes and workloads are to trust now.
     #[must_use]
-    pub fn roots_pem(&self) -> Vec<String> {
-        self.roots.iter().map(|root| encode_pem(root)).collect()
+    pub fn roots(&self) -> Arc<TrustBundle> {
+        self.bundle.borrow().clone()
     }
 
-    /// The last second at which the whole signing chain is valid, since the epoch.
+    /// The last second at which the whole chain is valid that signs for nodes, since the epoch.
     #[must_use]
     pub fn not_after_s(&self) -> i64 {
-        let ends = self.validities.iter().map(|v| v.not_after_s);
-        ends.min().unwrap_or(i64::MIN)
+        self.issuers().default.not_after_s()
+    }
+
+    /// What signs now.
+    #[must_use]
+    pub fn status(&self) -> Vec<IssuerStatus> {
+        let issuers = self.issuers();
+        let shown = issuers.all().map(|(scope, intermediate)| IssuerStatus {
+            scope,
+            subject: intermediate.subject.clone(),
+            not_after_s: intermediate.not_after_s(),
+        });
+        shown.collect()
+    }
+
+    /// Resolves when other intermediates sign than when it was called, or the authority is gone.
+    pub fn changed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut issuers = self.issuers.subscribe();
+        async move {
+            // Without an authority nothing will sign.
+            let _ = issuers.changed().await;
+        }
+    }
+
+    /// Signs away from the thread that serves: a token may take its time.
+    ///
+    /// # Errors
+    /// What `work` says, or that the component is stopping.
+    pub async fn apart<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Refused> + Send + 'static,
+    ) -> Result<T, Refused> {
+        let stopping = || Refused::new(Refusal::SignerFailed, "the control component is stopping");
+        let _place = self.room.acquire().await.map_err(|_| stopping())?;
+        let authority = self.clone();
+        match tokio::task::spawn_blocking(move || work(&authority)).await {
+            Ok(done) => done,
+            Err(ended) if ended.is_cancelled() => Err(stopping()),
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+
+    fn issuers(&self) -> Arc<Issuers> {
+        self.issuers.borrow().clone()
     }
 
     /// Issues an SVID for `identity` that lives `lifetime_s` (0: the default; never longer
@@ -140,7 +226,8 @@ impl Authority {
             ],
             lifetime_s,
         };
-        self.issue(template, key, now_s)
+        let issuers = self.issuers();
+        issuers.of(identity.namespace()).issue(template, key, now_s)
     }
 
     /// Issues a node's certificate.
@@ -158,7 +245,7 @@ impl Authority {
             purposes: vec![ExtendedKeyUsagePurpose::ClientAuth],
             lifetime_s: NODE_LIFETIME_S,
         };
-        self.issue(template, key, now_s)
+        self.issuers().default.issue(template, key, now_s)
     }
 
     /// Makes a key and issues the control component's own server certificate for it.
@@ -166,63 +253,9 @@ impl Authority {
     /// # Errors
     /// A signing chain that is not valid now, or a key that can't be made.
     pub fn issue_server(&self, now_s: i64) -> Result<(Issued, Arc<CertifiedKey>), IssueFault> {
-        let key = KeyPair::generate()?;
-        let uri = format!("spiffe://{}/nodemesh/control", self.trust_domain);
-        let template = Template {
-            names: vec![
-                SanType::DnsName(SERVER_NAME.try_into()?),
-                SanType::URI(uri.try_into()?),
-            ],
-            purposes: vec![ExtendedKeyUsagePurpose::ServerAuth],
-            lifetime_s: SERVER_LIFETIME_S,
-        };
-        let issued = self.issue(template, &key, now_s)?;
-        let der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        let signing = rustls::crypto::aws_lc_rs::sign::any_supported_type(&der)
-            .map_err(|_| rcgen::Error::UnsupportedSignatureAlgorithm)?;
-        let certified = CertifiedKey::new(issued.chain.clone(), signing);
-        Ok((issued, Arc::new(certified)))
+        let default = self.issuers().default.clone();
+        default.issue_server(&self.trust_domain, now_s)
     }
-
-    fn issue(
-        &self,
-        template: Template,
-        key: &impl PublicKeyData,
-        now_s: i64,
-    ) -> Result<Issued, IssueFault> {
-        let validity = leaf_validity(now_s, template.lifetime_s, &self.validities)?;
-        let mut params = CertificateParams::default();
-        // SVIDs are named by their URI alone; with no subject, that extension is critical.
-        params.distinguished_name = DistinguishedName::new();
-        params.serial_number = Some(random_serial()?);
-        params.not_before = at(validity.not_before_s);
-        params.not_after = at(validity.not_after_s);
-        params.subject_alt_names = template.names;
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = template.purposes;
-        params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(key, &self.issuer)?;
-        let mut chain = vec![certificate.der().clone()];
-        chain.extend(self.chain.iter().cloned());
-        Ok(Issued {
-            chain_pem: chain.iter().map(|c| encode_pem(c)).collect(),
-            leaf: Leaf::from_der(certificate.der())?,
-            chain,
-        })
-    }
-}
-
-/// 126 random bits in 16 bytes: positive, and always of the same length.
-fn random_serial() -> Result<SerialNumber, IssueFault> {
-    let mut bytes = [0; 16];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| IssueFault::Random)?;
-    bytes[0] = bytes[0] & 0x3f | 0x40;
-    Ok(SerialNumber::from_slice(&bytes))
-}
-
-fn at(seconds: i64) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 fn encode_pem(certificate: &[u8]) -> String {

@@ -1,10 +1,15 @@
-//! Certificate signing requests: of all a request says, only its public key counts.
+//! Certificate signing requests: of all a request says, only its public key counts. One that asks
+//! for more than it will be given is refused, for its sender is mistaken or up to something.
 
 use rcgen::{PublicKeyData, SignatureAlgorithm, SubjectPublicKeyInfo};
 use rustls::pki_types::CertificateSigningRequestDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::cri_attributes::ParsedCriAttribute;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
+
+use crate::refusal::{Refusal, Refused};
 
 /// Longest request that is looked at, in bytes. One with a P-384 key and names has 600.
 const MAX_REQUEST_LEN: usize = 16 * 1024;
@@ -24,17 +29,38 @@ pub enum RequestFault {
     /// A kind of key the mesh does not use.
     #[error("the request's key is not ECDSA P-256 or P-384, the only kinds the mesh signs")]
     Key,
+    /// Names that will not be granted.
+    #[error("the request asks for the names {0}; without names, or with {1} alone, it is signed")]
+    Names(String, String),
+    /// A certificate that could sign others.
+    #[error("the request asks for a signing certificate (CA:TRUE or keyCertSign)")]
+    Ca,
+}
+
+impl From<RequestFault> for Refused {
+    fn from(fault: RequestFault) -> Self {
+        let refusal = match fault {
+            RequestFault::TooLong(_) => Refusal::CsrTooLong,
+            RequestFault::Malformed(_) => Refusal::CsrMalformed,
+            RequestFault::Signature => Refusal::CsrSignature,
+            RequestFault::Key => Refusal::CsrKey,
+            RequestFault::Names(..) => Refusal::CsrNames,
+            RequestFault::Ca => Refusal::CsrCa,
+        };
+        Self::new(refusal, fault.to_string())
+    }
 }
 
 /// The public key of a request whose sender has proved to hold the private one.
 pub struct RequestedKey(SubjectPublicKeyInfo);
 
 impl RequestedKey {
-    /// Takes the key out of a PEM request. Names and extensions in it are ignored.
+    /// Takes the key out of a PEM request for a certificate with the one name `granted`, a URI.
+    /// The subject, and wishes that harm nobody, are ignored.
     ///
     /// # Errors
     /// What is wrong with the request.
-    pub fn from_pem(text: &str) -> Result<Self, RequestFault> {
+    pub fn from_pem(text: &str, granted: &str) -> Result<Self, RequestFault> {
         if text.len() > MAX_REQUEST_LEN {
             return Err(RequestFault::TooLong(text.len()));
         }
@@ -58,8 +84,46 @@ impl RequestedKey {
         request
             .verify_signature()
             .map_err(|_| RequestFault::Signature)?;
+        check_wishes(&request, granted)?;
         Ok(Self(key))
     }
+}
+
+/// Refuses what asks for other names, or for the right to sign.
+fn check_wishes(request: &X509CertificationRequest<'_>, granted: &str) -> Result<(), RequestFault> {
+    let attributes = request.certification_request_info.iter_attributes();
+    let extensions = attributes.filter_map(|attribute| match attribute.parsed_attribute() {
+        ParsedCriAttribute::ExtensionRequest(requested) => Some(&requested.extensions),
+        _ => None,
+    });
+    let mut names = Vec::new();
+    for extension in extensions.flatten() {
+        match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(asked) => names.extend(&asked.general_names),
+            ParsedExtension::BasicConstraints(asked) if asked.ca => return Err(RequestFault::Ca),
+            ParsedExtension::KeyUsage(asked) if asked.key_cert_sign() || asked.crl_sign() => {
+                return Err(RequestFault::Ca);
+            }
+            ParsedExtension::ParseError { error } => {
+                let what = format!("extension {}: {error}", extension.oid);
+                return Err(RequestFault::Malformed(what));
+            }
+            _ => {}
+        }
+    }
+    match names.as_slice() {
+        [] => Ok(()),
+        [GeneralName::URI(uri)] if *uri == granted => Ok(()),
+        names => {
+            let shown: Vec<_> = names.iter().take(8).map(|n| word(n)).collect();
+            Err(RequestFault::Names(shown.join(", "), granted.to_owned()))
+        }
+    }
+}
+
+/// A name as it can be shown: no longer than that.
+fn word(name: &GeneralName<'_>) -> String {
+    name.to_string().chars().take(256).collect()
 }
 
 impl PublicKeyData for RequestedKey {

@@ -123,6 +123,7 @@ impl Registry {
             workloads: mesh.workloads().count(),
             services: mesh.services().count(),
             policies: mesh.authorizations().count() + mesh.authentications().count(),
+            namespaces_on_default: Vec::new(),
             nodes: nodes.into_iter().map(named).collect(),
         }
     }

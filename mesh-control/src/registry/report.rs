@@ -102,6 +102,7 @@ impl NodeRecord {
             silent: self.age(now) >= SILENT_AFTER,
             discovery_version: self.discovery_version.clone(),
             behind: self.discovery_version != served,
+            clock_ahead_s: None,
         }
     }
 }

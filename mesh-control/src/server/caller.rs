@@ -1,13 +1,24 @@
-//! Who calls: every service but joining answers nodes only, by their certificates.
+//! Who calls: every service but joining answers nodes only, by their certificates, or by a token
+//! that an attestor knows.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use mesh_core::certificate::{Leaf, LeafFault};
 use mesh_core::identity::{NodeIdentity, TrustDomain};
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
+use super::lease::Lease;
+use super::meter::Meter;
+use crate::attestor::{Attestors, Evidence};
 use crate::audit::{Audit, Event};
+use crate::refusal::{Refusal, Refused};
+
+/// Longest bearer token that is looked at, in bytes. A service account's has some 1,200.
+const MAX_TOKEN_LEN: usize = 8 * 1024;
 
 /// What a connection knows of its peer. TLS has verified the chain, the time and the right
 /// to be a client; what the leaf says is checked per call.
@@ -17,64 +28,141 @@ pub struct Peer {
     pub address: SocketAddr,
     /// Its certificate, if it showed one.
     pub leaf: Option<Arc<Result<Leaf, LeafFault>>>,
+    /// How long the connection may last.
+    pub(super) lease: Lease,
 }
 
-/// A node whose certificate has been checked.
+/// A node that has been made sure of.
 #[derive(Clone, Debug)]
 pub struct NodeCaller {
     /// Which node.
     pub identity: NodeIdentity,
-    /// When its certificate ends, in seconds since the epoch.
+    /// When its certificate or token ends, in seconds since the epoch.
     pub not_after_s: i64,
 }
 
 /// Lets nodes in, and nobody else.
-#[derive(Debug)]
 pub struct Gate {
     /// The trust domain nodes must be of.
-    pub trust_domain: TrustDomain,
+    trust_domain: TrustDomain,
+    /// Who knows tokens.
+    attestors: Attestors,
+    /// How often an address may show a token.
+    bearers: Meter,
     /// Where refusals go.
-    pub audit: Arc<Audit>,
+    audit: Arc<Audit>,
 }
 
 impl Gate {
-    /// The node that makes this call.
-    ///
-    /// # Errors
-    /// UNAUTHENTICATED without a certificate or with one that has expired, PERMISSION_DENIED
-    /// with one that is not a node's.
-    pub fn node<T>(&self, request: &Request<T>) -> Result<NodeCaller, Status> {
-        let peer = request.extensions().get::<Peer>();
-        self.admit(peer, crate::now_s()).inspect_err(|status| {
-            let address = peer.map_or_else(|| "unknown".to_owned(), |p| p.address.to_string());
-            self.audit
-                .record(Event::CallerRefused, "-", address, status.message());
-        })
+    pub(super) fn new(
+        trust_domain: TrustDomain,
+        attestors: Attestors,
+        bearers: Meter,
+        audit: Arc<Audit>,
+    ) -> Self {
+        Self {
+            trust_domain,
+            attestors,
+            bearers,
+            audit,
+        }
     }
 
-    fn admit(&self, peer: Option<&Peer>, now_s: i64) -> Result<NodeCaller, Status> {
-        let Some(leaf) = peer.and_then(|peer| peer.leaf.as_deref()) else {
-            return Err(Status::unauthenticated(
-                "this call needs a node's client certificate, and the connection has none; join first",
-            ));
-        };
+    /// The node that makes this call: by the connection's client certificate, or where it has
+    /// none by the call's `authorization: Bearer <token>`.
+    ///
+    /// # Errors
+    /// UNAUTHENTICATED without either, with one that has expired or a token that is not taken,
+    /// PERMISSION_DENIED with a certificate that is not a node's, RESOURCE_EXHAUSTED for an
+    /// address that shows tokens too often, UNAVAILABLE if a token could not be looked up.
+    pub fn node<'a, T>(
+        &'a self,
+        request: &Request<T>,
+    ) -> impl Future<Output = Result<NodeCaller, Status>> + Send + use<'a, T> {
+        // Taken out of the request here: its body need not be Sync.
+        let peer = request.extensions().get::<Peer>().cloned();
+        let token = bearer(request.metadata());
+        async move {
+            let admitted = self.admit(peer.as_ref(), token.as_deref()).await;
+            admitted.map_err(|refused| {
+                let address = peer.map_or_else(|| "unknown".to_owned(), |p| p.address.to_string());
+                self.audit
+                    .refuse(Event::CallerRefused, &refused, "-", address);
+                refused.into()
+            })
+        }
+    }
+
+    async fn admit(&self, peer: Option<&Peer>, token: Option<&str>) -> Result<NodeCaller, Refused> {
+        let now_s = crate::now_s();
+        match (peer, token) {
+            (
+                Some(Peer {
+                    leaf: Some(leaf), ..
+                }),
+                _,
+            ) => self.by_certificate(leaf, now_s),
+            (Some(peer), Some(token)) => self.by_token(peer, token, now_s).await,
+            _ => Err(Refused::new(
+                Refusal::NoCredential,
+                "this call needs a node's client certificate, and the connection has none, \
+                 nor the call a bearer token; join first",
+            )),
+        }
+    }
+
+    fn by_certificate(
+        &self,
+        leaf: &Result<Leaf, LeafFault>,
+        now_s: i64,
+    ) -> Result<NodeCaller, Refused> {
         let leaf = leaf.as_ref().map_err(|fault| {
-            Status::unauthenticated(format!("the client certificate is unusable: {fault}"))
+            let message = format!("the client certificate is unusable: {fault}");
+            Refused::new(Refusal::CertificateUnusable, message)
         })?;
         if leaf.not_after_s <= now_s {
-            return Err(Status::unauthenticated(
-                "the client certificate has expired since the connection was made; connect again with the renewed one",
+            return Err(Refused::new(
+                Refusal::CertificateExpired,
+                "the client certificate has expired since the connection was made; \
+                 connect again with the renewed one",
             ));
         }
         let identity = leaf.node(&self.trust_domain).map_err(|fault| {
             let uris = leaf.uris.join(", ");
-            Status::permission_denied(format!(
-                "the client certificate ({uris}) is not a node's: {fault}"
-            ))
+            let message = format!("the client certificate ({uris}) is not a node's: {fault}");
+            Refused::new(Refusal::CertificateNotNode, message)
         })?;
         Ok(NodeCaller {
             identity,
             not_after_s: leaf.not_after_s,
         })
     }
+
+    async fn by_token(&self, peer: &Peer, token: &str, now_s: i64) -> Result<NodeCaller, Refused> {
+        let address = peer.address.ip().to_string();
+        if let Err(refused) = self.bearers.admit(&address, Instant::now()) {
+            return Err(Refused::new(Refusal::RateCaller, refused.to_string()));
+        }
+        let evidence = Evidence {
+            token,
+            node: None,
+            now_s,
+        };
+        let attested = self.attestors.bearer(evidence).await?;
+        let identity = NodeIdentity::new(self.trust_domain.clone(), &attested.node)
+            .map_err(|fault| Refused::new(Refusal::NodeName, format!("node name: {fault}")))?;
+        peer.lease.extend(attested.not_after_s);
+        Ok(NodeCaller {
+            identity,
+            not_after_s: attested.not_after_s,
+        })
+    }
+}
+
+/// The token of a call, if it bears one.
+fn bearer(metadata: &MetadataMap) -> Option<String> {
+    let value = metadata.get("authorization")?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    let sound = scheme.eq_ignore_ascii_case("bearer") && token.len() <= MAX_TOKEN_LEN;
+    sound.then(|| token.trim().to_owned())
 }

@@ -1,6 +1,7 @@
 //! The gRPC server: three services over TLS, and the server's own certificate kept fresh.
 
 pub mod caller;
+mod lease;
 mod meter;
 mod node;
 mod signing;
@@ -18,12 +19,15 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::attestor::Attestors;
 use crate::audit::Audit;
 use crate::ca::{Authority, Issued};
+use crate::clocks::Clocks;
 use crate::registry::Registry;
-use crate::tokens::TokenStore;
 use crate::xds::Discovery;
 use caller::Gate;
+use meter::Meter;
+pub use meter::{Limits, Rate};
 pub use signing::sign;
 use tls::OwnCertificate;
 
@@ -44,10 +48,14 @@ const RENEWAL_RETRY: Duration = Duration::from_secs(60);
 pub struct Server {
     /// Who signs.
     pub authority: Arc<Authority>,
-    /// The join tokens.
-    pub tokens: TokenStore,
+    /// Who finds out which node a caller is that has no certificate of a node's.
+    pub attestors: Attestors,
+    /// How often callers may ask.
+    pub limits: Limits,
     /// The state of the mesh.
     pub registry: Arc<Registry>,
+    /// What nodes' clocks say.
+    pub clocks: Arc<Clocks>,
     /// Where refusals and grants are recorded.
     pub audit: Arc<Audit>,
 }
@@ -77,13 +85,15 @@ impl Server {
             .issue_server(crate::now_s())
             .context("making the server's own certificate")?;
         let own = Arc::new(OwnCertificate::new(certified));
-        let config = Arc::new(tls::server_config(self.authority.roots(), own.clone())?);
+        let (config, trust) = tls::following(self.authority.bundle(), own.clone())?;
+        let trust = tokio::spawn(trust);
         let renewal = tokio::spawn(renew(self.authority.clone(), own, issued));
         let (ready, connections) = mpsc::channel(64);
         let accepting = tokio::spawn(tls::accept(listener, config, ready));
         let served = self.route(connections, stopping).await;
-        accepting.abort();
-        renewal.abort();
+        for task in [accepting, renewal, trust] {
+            task.abort();
+        }
         served
     }
 
@@ -92,14 +102,17 @@ impl Server {
         connections: mpsc::Receiver<std::io::Result<tls::Connection>>,
         stopping: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
-        let gate = Arc::new(Gate {
-            trust_domain: self.authority.trust_domain().clone(),
-            audit: self.audit.clone(),
-        });
+        let gate = Arc::new(Gate::new(
+            self.authority.trust_domain().clone(),
+            self.attestors.clone(),
+            Meter::new(self.limits.bearer),
+            self.audit.clone(),
+        ));
         let nodes = node::Nodes {
             gate: gate.clone(),
             authority: self.authority.clone(),
-            tokens: self.tokens,
+            attestors: self.attestors,
+            clocks: self.clocks,
             registry: self.registry.clone(),
             audit: self.audit.clone(),
         };
@@ -108,7 +121,8 @@ impl Server {
             authority: self.authority,
             directory: self.registry.subscribe(),
             audit: self.audit.clone(),
-            meter: meter::Meter::default(),
+            nodes: Meter::new(self.limits.node),
+            identities: Meter::new(self.limits.identity),
         };
         let discovery = Discovery {
             gate,
@@ -142,14 +156,16 @@ impl Server {
     }
 }
 
-/// Replaces the server's certificate when two thirds of its life are over.
+/// Replaces the server's certificate when two thirds of its life are over, or when another
+/// intermediate signs: the root of the one before may be about to go.
 async fn renew(authority: Arc<Authority>, own: Arc<OwnCertificate>, mut current: Issued) {
     loop {
         let (from, until) = (current.leaf.not_before_s, current.leaf.not_after_s);
         let due_s = until - (until - from) / 3;
         let wait_s = u64::try_from(due_s - crate::now_s()).unwrap_or(0);
         // Never in a tight loop, also when the signing chain is about to end.
-        tokio::time::sleep(Duration::from_secs(wait_s).max(RENEWAL_RETRY)).await;
+        let wait = Duration::from_secs(wait_s).max(RENEWAL_RETRY);
+        let _either = tokio::time::timeout(wait, authority.changed()).await;
         match authority.issue_server(crate::now_s()) {
             Ok((issued, certified)) => {
                 tracing::info!(serial = issued.leaf.serial, "own certificate renewed");

@@ -9,10 +9,12 @@ use mesh_core::identity::NodeIdentity;
 use tonic::{Request, Response, Status};
 
 use super::caller::Gate;
+use crate::attestor::{Attestors, Evidence};
 use crate::audit::{Audit, Event};
-use crate::ca::{Authority, IssueFault, RequestedKey};
+use crate::ca::{Authority, RequestedKey};
+use crate::clocks::Clocks;
+use crate::refusal::{Refusal, Refused};
 use crate::registry::Registry;
-use crate::tokens::{TokenFault, TokenStore};
 
 /// The node service.
 pub(super) struct Nodes {
@@ -20,62 +22,66 @@ pub(super) struct Nodes {
     pub(super) gate: Arc<Gate>,
     /// Who signs.
     pub(super) authority: Arc<Authority>,
-    /// The join tokens.
-    pub(super) tokens: TokenStore,
+    /// Who knows what nodes join with.
+    pub(super) attestors: Attestors,
     /// Where reports go.
     pub(super) registry: Arc<Registry>,
+    /// What nodes' clocks say.
+    pub(super) clocks: Arc<Clocks>,
     /// Where everything is recorded.
     pub(super) audit: Arc<Audit>,
 }
 
 impl Nodes {
-    fn certify(
+    async fn certify(
         &self,
         node: &NodeIdentity,
-        key: &RequestedKey,
-    ) -> Result<(NodeCertificate, String), IssueFault> {
-        let issued = self.authority.issue_node(node, key, crate::now_s())?;
+        key: RequestedKey,
+    ) -> Result<(NodeCertificate, String), Refused> {
+        let node = node.clone();
+        let issued = self
+            .authority
+            .apart(move |ca| Ok(ca.issue_node(&node, &key, crate::now_s())?));
+        let issued = issued.await?;
         let certificate = NodeCertificate {
             cert_chain: issued.chain_pem,
-            trust_bundle: self.authority.roots_pem(),
+            trust_bundle: self.authority.roots().pem(),
             trust_domain: self.authority.trust_domain().to_string(),
         };
         Ok((certificate, issued.leaf.serial))
     }
 
-    fn join(&self, request: &JoinRequest) -> Result<(NodeCertificate, String), (Event, Status)> {
-        let refused = |status| (Event::JoinRefused, status);
+    async fn join(&self, request: &JoinRequest) -> Result<Joined, Refused> {
         let domain = self.authority.trust_domain().clone();
         let node = NodeIdentity::new(domain, &request.node)
-            .map_err(|e| refused(Status::invalid_argument(format!("node name: {e}"))))?;
+            .map_err(|e| Refused::new(Refusal::NodeName, format!("node name: {e}")))?;
         // Before the token is taken: a request that can't be signed must not cost it.
-        let key = RequestedKey::from_pem(&request.csr)
-            .map_err(|e| refused(Status::invalid_argument(e.to_string())))?;
+        let key = RequestedKey::from_pem(&request.csr, &node.to_string())?;
         if self.authority.not_after_s() <= crate::now_s() {
-            return Err(refused(Status::unavailable(
-                "the signing chain has expired",
-            )));
+            let what = "the signing chain has expired";
+            return Err(Refused::new(Refusal::SignerFailed, what));
         }
-        self.tokens
-            .consume(&request.token, node.node(), crate::now_s())
-            .map_err(|fault| match fault {
-                TokenFault::WrongNode(_) => (
-                    Event::JoinWrongNode,
-                    Status::permission_denied(fault.to_string()),
-                ),
-                TokenFault::Malformed | TokenFault::Unknown | TokenFault::Expired => {
-                    refused(Status::unauthenticated(fault.to_string()))
-                }
-                TokenFault::Store { .. } | TokenFault::Permissions { .. } | TokenFault::Random => {
-                    tracing::error!(error = %fault, "a join failed here");
-                    refused(Status::internal(
-                        "the token store failed; see the log of the control component",
-                    ))
-                }
-            })?;
-        self.certify(&node, &key)
-            .map_err(|e| refused(Status::unavailable(e.to_string())))
+        let evidence = Evidence {
+            token: &request.token,
+            node: Some(node.node()),
+            now_s: crate::now_s(),
+        };
+        let by = self.attestors.join(evidence).await?.by;
+        let (certificate, serial) = self.certify(&node, key).await?;
+        Ok(Joined {
+            certificate,
+            serial,
+            by,
+        })
     }
+}
+
+/// What a join brings.
+struct Joined {
+    certificate: NodeCertificate,
+    serial: String,
+    /// By what the node was attested.
+    by: String,
 }
 
 #[tonic::async_trait]
@@ -85,19 +91,24 @@ impl NodeService for Nodes {
         request: Request<JoinRequest>,
     ) -> Result<Response<NodeCertificate>, Status> {
         let request = request.into_inner();
-        match self.join(&request) {
-            Ok((certificate, serial)) => {
-                let detail = format_args!("serial {serial}");
+        match self.join(&request).await {
+            Ok(joined) => {
+                let Joined { serial, by, .. } = &joined;
+                let detail = format_args!("serial {serial}, by {by}");
                 self.audit
                     .record(Event::NodeJoined, &request.node, "node certificate", detail);
-                Ok(Response::new(certificate))
+                Ok(Response::new(joined.certificate))
             }
-            Err((event, status)) => {
+            Err(refused) => {
+                let event = match refused.refusal {
+                    Refusal::TokenWrongNode => Event::JoinWrongNode,
+                    _ => Event::JoinRefused,
+                };
                 // The name is what an unauthenticated caller claims: quoted, and cut.
                 let claimed: String = request.node.chars().take(64).collect();
-                self.audit
-                    .record(event, format_args!("{claimed:?}"), "join", status.message());
-                Err(status)
+                let claimed = format_args!("{claimed:?}");
+                self.audit.refuse(event, &refused, claimed, "join");
+                Err(refused.into())
             }
         }
     }
@@ -106,13 +117,17 @@ impl NodeService for Nodes {
         &self,
         request: Request<RenewRequest>,
     ) -> Result<Response<NodeCertificate>, Status> {
-        let caller = self.gate.node(&request)?;
-        let key = RequestedKey::from_pem(&request.get_ref().csr)
-            .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let (certificate, serial) = self
-            .certify(&caller.identity, &key)
-            .map_err(|e| Status::unavailable(e.to_string()))?;
+        let caller = self.gate.node(&request).await?;
         let node = caller.identity.node();
+        let key = RequestedKey::from_pem(&request.get_ref().csr, &caller.identity.to_string());
+        let renewed = match key {
+            Ok(key) => self.certify(&caller.identity, key).await,
+            Err(fault) => Err(fault.into()),
+        };
+        let (certificate, serial) = renewed.inspect_err(|refused| {
+            let event = Event::RenewalRefused;
+            self.audit.refuse(event, refused, node, "node certificate");
+        })?;
         let detail = format_args!("serial {serial}");
         self.audit
             .record(Event::NodeRenewed, node, "node certificate", detail);
@@ -123,7 +138,7 @@ impl NodeService for Nodes {
         &self,
         request: Request<NodeReport>,
     ) -> Result<Response<ReportReceipt>, Status> {
-        let caller = self.gate.node(&request)?;
+        let caller = self.gate.node(&request).await?;
         let node = caller.identity.node();
         self.registry
             .report(node, request.get_ref(), Instant::now())
@@ -134,6 +149,8 @@ impl NodeService for Nodes {
                 }
                 Status::resource_exhausted(refused.to_string())
             })?;
+        let clock_ms = request.get_ref().clock_ms;
+        self.clocks.note(node, clock_ms, crate::now_ms());
         Ok(Response::new(ReportReceipt {}))
     }
 }

@@ -14,20 +14,23 @@ use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::caller::Peer;
+use super::lease::{Alarm, Lease};
+use crate::ca::TrustBundle;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at a time, handshakes included.
 const MAX_CONNECTIONS: usize = 8192;
-/// Without a certificate a connection is good for one join, and then it is closed.
+/// Without a certificate a connection is good for one join, or for a call that bears a token;
+/// without either it is closed.
 const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(30);
-/// Between the end of a certificate, when its calls are refused, and that of its connection.
-const EXPIRY_GRACE: Duration = Duration::from_secs(5);
+/// With a certificate that no call will be let in with.
+const USELESS_LIFETIME: Duration = Duration::from_secs(5);
 /// After `accept` fails for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -56,11 +59,36 @@ impl ResolvesServerCert for OwnCertificate {
     }
 }
 
-/// The server's TLS configuration.
+/// The server's TLS configuration as the bundle is now, and what keeps it in step.
 ///
 /// # Errors
 /// Roots that can't be used.
-pub(super) fn server_config(
+pub(super) fn following(
+    mut bundle: watch::Receiver<Arc<TrustBundle>>,
+    own: Arc<OwnCertificate>,
+) -> anyhow::Result<(
+    watch::Receiver<Arc<ServerConfig>>,
+    impl Future<Output = ()> + Send,
+)> {
+    let first = bundle.borrow_and_update().clone();
+    let (configs, config) = watch::channel(Arc::new(server_config(first.roots(), own.clone())?));
+    let follow = async move {
+        while bundle.changed().await.is_ok() {
+            let now = bundle.borrow_and_update().clone();
+            match server_config(now.roots(), own.clone()) {
+                Ok(config) => {
+                    configs.send_replace(Arc::new(config));
+                }
+                Err(error) => {
+                    tracing::error!(%error, "clients are verified by the roots as they were");
+                }
+            }
+        }
+    };
+    Ok((config, follow))
+}
+
+fn server_config(
     roots: &[CertificateDer<'static>],
     own: Arc<OwnCertificate>,
 ) -> anyhow::Result<ServerConfig> {
@@ -86,10 +114,9 @@ pub(super) fn server_config(
 /// Accepts connections and hands over those whose handshake succeeds.
 pub(super) async fn accept(
     listener: TcpListener,
-    config: Arc<ServerConfig>,
+    config: watch::Receiver<Arc<ServerConfig>>,
     ready: mpsc::Sender<io::Result<Connection>>,
 ) {
-    let acceptor = TlsAcceptor::from(config);
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else {
@@ -101,7 +128,8 @@ pub(super) async fn accept(
         };
         match accepted {
             Ok((socket, _)) => {
-                let (acceptor, ready) = (acceptor.clone(), ready.clone());
+                let acceptor = TlsAcceptor::from(config.borrow().clone());
+                let ready = ready.clone();
                 tokio::spawn(handshake(acceptor, socket, permit, ready));
             }
             Err(error) => {
@@ -138,32 +166,34 @@ async fn handshake(
         .peer_certificates()
         .and_then(<[_]>::first)
         .map(|der| Leaf::from_der(der));
-    let lifetime = match &leaf {
+    let lease = Lease::default();
+    let at_least = match &leaf {
         None => ANONYMOUS_LIFETIME,
         Some(Ok(leaf)) => {
-            let left_s = leaf.not_after_s - crate::now_s();
-            Duration::from_secs(u64::try_from(left_s).unwrap_or(0)) + EXPIRY_GRACE
+            lease.extend(leaf.not_after_s);
+            USELESS_LIFETIME
         }
-        Some(Err(_)) => EXPIRY_GRACE,
+        Some(Err(_)) => USELESS_LIFETIME,
     };
     let connection = Connection {
         stream,
         peer: Peer {
             address,
             leaf: leaf.map(Arc::new),
+            lease: lease.clone(),
         },
-        end: Box::pin(tokio::time::sleep(lifetime)),
+        end: Alarm::new(lease, at_least),
         _permit: permit,
     };
     // Nobody takes it: the server is stopping.
     let _ = ready.send(Ok(connection)).await;
 }
 
-/// A TLS connection that does not outlive its client's certificate.
+/// A TLS connection that does not outlive its client's certificate or token.
 pub(super) struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
-    end: Pin<Box<tokio::time::Sleep>>,
+    end: Alarm,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -181,7 +211,7 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.end.as_mut().poll(cx).is_ready() {
+        if self.end.poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Pin::new(&mut self.stream).poll_read(cx, buf)

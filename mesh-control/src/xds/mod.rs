@@ -41,7 +41,7 @@ impl AggregatedDiscoveryService for Discovery {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let caller = self.gate.node(&request)?;
+        let caller = self.gate.node(&request).await?;
         let (responses, receiver) = mpsc::channel(QUEUE_LEN);
         let mut directory = self.directory.clone();
         let shown = directory.borrow_and_update().clone();

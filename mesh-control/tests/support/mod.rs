@@ -7,6 +7,7 @@
 )]
 
 pub mod pki;
+pub mod process;
 pub mod subscriber;
 
 use std::fs;
@@ -21,7 +22,7 @@ use mesh_api::node::{JoinRequest, NodeCertificate};
 use mesh_control::audit::Audit;
 use mesh_control::ca::{Authority, SignerFiles};
 use mesh_control::registry::Registry;
-use mesh_control::server::{Server, listen};
+use mesh_control::server::{Limits, Server, listen};
 use mesh_control::sources::manifests::Watcher;
 use mesh_control::tokens::TokenStore;
 use prost_types::value::Kind;
@@ -83,6 +84,7 @@ pub struct Control {
     pub state_dir: PathBuf,
     pub audit: Arc<Audit>,
     pub registry: Arc<Registry>,
+    pub authority: Arc<Authority>,
     address: SocketAddr,
     stop: watch::Sender<bool>,
     served: tokio::task::JoinHandle<anyhow::Result<()>>,
@@ -90,7 +92,12 @@ pub struct Control {
 
 impl Control {
     pub async fn start() -> Self {
-        Self::with(Pki::new(), MANIFESTS).await
+        Self::limited(Limits::default()).await
+    }
+
+    /// One that callers may ask only so often.
+    pub async fn limited(limits: Limits) -> Self {
+        Self::with(Pki::new(), MANIFESTS, limits).await
     }
 
     /// Starts on the same PKI, state and manifests as one that was stopped.
@@ -101,10 +108,10 @@ impl Control {
         stop.send(true).unwrap();
         served.await.unwrap().unwrap();
         let manifests = fs::read_to_string(pki.path("manifests/mesh.yaml")).unwrap();
-        Self::with(pki, &manifests).await
+        Self::with(pki, &manifests, Limits::default()).await
     }
 
-    async fn with(pki: Pki, manifests: &str) -> Self {
+    async fn with(pki: Pki, manifests: &str, limits: Limits) -> Self {
         let folder = pki.path("manifests");
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("mesh.yaml"), manifests).unwrap();
@@ -114,7 +121,8 @@ impl Control {
             ca_key: &pki.path("ca-key.pem"),
             root: &pki.path("root.pem"),
         };
-        let authority = Authority::load(&files, &domain, mesh_control::now_s()).unwrap();
+        let authority = Authority::load(&files, &domain, mesh_control::now_s());
+        let authority = Arc::new(authority.unwrap());
         let state_dir = pki.path("state");
         let tokens = TokenStore::open(&state_dir).unwrap();
         let (watcher, registry) = Watcher::start(&folder, &domain).unwrap();
@@ -123,8 +131,10 @@ impl Control {
         let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = Server {
-            authority: Arc::new(authority),
-            tokens: tokens.clone(),
+            authority: authority.clone(),
+            attestors: tokens.clone().into(),
+            limits,
+            clocks: Arc::default(),
             registry: registry.clone(),
             audit: audit.clone(),
         };
@@ -137,6 +147,7 @@ impl Control {
             state_dir,
             audit,
             registry,
+            authority,
             address,
             stop,
             served,

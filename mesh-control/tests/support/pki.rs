@@ -34,6 +34,37 @@ pub fn authority(name: &str) -> CertificateParams {
     params
 }
 
+/// A certificate that signs others, and its key.
+pub struct Ca {
+    pub pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Ca {
+    /// A root.
+    pub fn root(name: &str) -> Self {
+        let (params, key) = (authority(name), KeyPair::generate().unwrap());
+        Self {
+            pem: params.self_signed(&key).unwrap().pem(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// An intermediate that this one has signed.
+    pub fn below(&self, name: &str) -> Self {
+        let (params, key) = (authority(name), KeyPair::generate().unwrap());
+        Self {
+            pem: params.signed_by(&key, &self.issuer).unwrap().pem(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// Its key, PEM.
+    pub fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+}
+
 impl Pki {
     pub fn new() -> Self {
         Self::with(|_| ())

@@ -1,8 +1,6 @@
 //! Follows the folder: what changed is read once it has come to rest, and taken as a whole
 //! or not at all.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -10,15 +8,15 @@ use std::time::{Duration, Instant};
 use mesh_core::identity::TrustDomain;
 
 use super::{Loaded, ManifestFault, files, load};
+use crate::marks::{Marks, marks};
 use crate::registry::{Directory, Registry};
 
 /// How often the folder is looked at. A change is taken when it looks the same twice, so
 /// that a file that is still being written is left alone.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What tells two states of the folder apart without reading the files: path, device and
-/// inode, length, times of change in nanoseconds.
-type Fingerprint = Vec<(PathBuf, [i128; 5])>;
+/// What tells two states of the folder apart without reading the files.
+type Fingerprint = Vec<(PathBuf, Marks)>;
 
 /// Keeps a [`Registry`] in step with a folder.
 pub struct Watcher {
@@ -120,15 +118,7 @@ fn fingerprint(folder: &Path) -> Option<Fingerprint> {
     paths
         .into_iter()
         .map(|path| {
-            let m = fs::metadata(&path).ok()?;
-            let nanoseconds = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
-            let marks = [
-                m.dev().into(),
-                m.ino().into(),
-                m.len().into(),
-                nanoseconds(m.mtime(), m.mtime_nsec()),
-                nanoseconds(m.ctime(), m.ctime_nsec()),
-            ];
+            let marks = marks(&path)?;
             Some((path, marks))
         })
         .collect()
