@@ -1,6 +1,10 @@
 //! The mesh's own kinds in manifests: what they become, and every mistake and warning about
 //! them.
 
+mod support {
+    pub(crate) mod admission;
+}
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
@@ -82,6 +86,57 @@ fn assert_mistakes(text: &str, expected: &[&str]) {
     let shown = error.to_string().replace(&prefix, "");
     let lines: Vec<_> = shown.lines().collect();
     assert_eq!(lines, expected, "\n{text}");
+    refused_when_written(text, expected);
+}
+
+/// What is wrong about an object in itself an API server refuses as well, by our definitions.
+fn refused_when_written(text: &str, expected: &[&str]) {
+    // What other objects, or the text itself, must tell.
+    let others = [
+        "there is no ",
+        "there already",
+        "already: ",
+        "has TCP ports",
+        "here twice",
+    ];
+    if expected
+        .iter()
+        .all(|mistake| others.iter().any(|other| mistake.contains(other)))
+    {
+        return;
+    }
+    // An API server drops a field without a value before anybody can see it.
+    if text.contains("peers:\n    ports") {
+        return;
+    }
+    // Not of the definition's making.
+    if expected
+        .iter()
+        .any(|mistake| mistake.contains(": metadata.") || mistake.contains("missing: "))
+    {
+        return;
+    }
+    let mistakes = support::admission::mistakes(&support::admission::from_yaml(text));
+    assert!(!mistakes.is_empty(), "would be written:\n{text}");
+}
+
+/// All that the reader of manifests takes can be written.
+fn written(manifests: &str) {
+    for document in manifests.split("\n---\n") {
+        let object = support::admission::from_yaml(document);
+        if object["apiVersion"]
+            .as_str()
+            .is_some_and(|v| v.starts_with("nodemesh.dev/"))
+        {
+            let mistakes = support::admission::mistakes(&object);
+            assert!(mistakes.is_empty(), "{mistakes:?}:\n{document}");
+        }
+    }
+}
+
+#[test]
+fn what_is_read_here_can_be_written_to_an_api_server() {
+    written(POLICIES);
 }
 
 #[test]
@@ -189,20 +244,38 @@ const RULES: &[(&str, &[&str])] = &[
     (
         "  rules:\n  - ports: [http]",
         &[
-            "a.yaml:8: spec.rules[0].ports[0]: invalid type: string \"http\", expected a port from 1 to 65535 or a mapping such as {port: 53, protocol: UDP}",
+            "a.yaml:8: spec.rules[0].ports[0]: \"http\" is not a port: 1 to 65535, alone or with /TCP or /UDP, or TCP or UDP for all ports",
         ],
     ),
     (
-        "  rules:\n  - ports:\n    - {port: 70000}",
-        &["a.yaml:9: spec.rules[0].ports[0].port: 70000 is not a port: 1 to 65535"],
+        "  rules:\n  - ports: [70000/TCP]",
+        &[
+            "a.yaml:8: spec.rules[0].ports[0]: \"70000/TCP\" is not a port: 1 to 65535, alone or with /TCP or /UDP, or TCP or UDP for all ports",
+        ],
     ),
     (
-        "  rules:\n  - ports:\n    - {port: 53, protocol: udp}",
-        &["a.yaml:9: spec.rules[0].ports[0].protocol: \"udp\" is none of TCP, UDP"],
+        "  rules:\n  - ports: [53/udp]",
+        &[
+            "a.yaml:8: spec.rules[0].ports[0]: \"53/udp\" is not a port: 1 to 65535, alone or with /TCP or /UDP, or TCP or UDP for all ports",
+        ],
     ),
     (
-        "  rules:\n  - ports:\n    - {}",
-        &["a.yaml:9: spec.rules[0].ports[0]: empty: give port, protocol, or both"],
+        "  rules:\n  - ports: [+53/UDP]",
+        &[
+            "a.yaml:8: spec.rules[0].ports[0]: \"+53/UDP\" is not a port: 1 to 65535, alone or with /TCP or /UDP, or TCP or UDP for all ports",
+        ],
+    ),
+    (
+        "  rules:\n  - ports: [/UDP]",
+        &[
+            "a.yaml:8: spec.rules[0].ports[0]: \"/UDP\" is not a port: 1 to 65535, alone or with /TCP or /UDP, or TCP or UDP for all ports",
+        ],
+    ),
+    (
+        "  rules:\n  - ports: [{port: 80}]",
+        &[
+            "a.yaml:8: spec.rules[0].ports[0]: invalid type: map, expected a port such as 80, \"53/UDP\" or \"UDP\"",
+        ],
     ),
     (
         "  rules: [{}]\n  target:\n    mesh: true",
@@ -493,7 +566,7 @@ spec:
     - {labels: {app: web}, namespace: shop}
     - {cidr: 10.0.0.0/8}
     - {cidr: "fd00::/8"}
-    ports: [80, {port: 53, protocol: UDP}, {protocol: UDP}, {port: 81}]
+    ports: [80, 53/UDP, UDP, 81/TCP]
   - {}
 ---
 kind: AuthorizationPolicy

@@ -1,3 +1,4 @@
-//! Where the mesh's objects come from.
+//! Where the state of the mesh comes from: a folder of manifests, or the Kubernetes API.
 
+pub mod kubernetes;
 pub mod manifests;

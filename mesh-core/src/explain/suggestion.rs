@@ -178,9 +178,9 @@ fn peer(term: &PeerTerm) -> String {
 fn port(term: &PortTerm) -> String {
     match (term.port, term.protocol) {
         (Some(port), Protocol::Tcp) => port.to_string(),
-        (Some(port), Protocol::Udp) => format!("{{port: {port}, protocol: UDP}}"),
-        (None, Protocol::Tcp) => "{protocol: TCP}".to_owned(),
-        (None, Protocol::Udp) => "{protocol: UDP}".to_owned(),
+        (Some(port), Protocol::Udp) => format!("{port}/UDP"),
+        (None, Protocol::Tcp) => "TCP".to_owned(),
+        (None, Protocol::Udp) => "UDP".to_owned(),
     }
 }
 

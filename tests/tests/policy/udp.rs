@@ -94,12 +94,12 @@ fn audited(lab: &Lab, decider: &Pod, from: Caller<'_>, to: (Caller<'_>, SocketAd
 fn udp_passes_where_both_ends_name_it() {
     let to_web = "{direction: Outbound, target: {labels: {app: client}}, action: Allow, rules: [\
                   {peers: [{cidr: 10.202.11.0/24}, {cidr: \"fd00:ca:b::/64\"}], \
-                  ports: [{port: 9000, protocol: UDP}, {port: 9001, protocol: UDP}]}, \
+                  ports: [9000/UDP, 9001/UDP]}, \
                   {peers: [{cidr: 10.201.0.100/32}, {cidr: \"fd00:c9::64/128\"}], \
-                  ports: [{protocol: UDP}]}]}";
+                  ports: [UDP]}]}";
     let from_client = "{direction: Inbound, target: {labels: {app: web}}, action: Allow, rules: [\
                   {peers: [{cidr: 10.202.10.0/24}, {cidr: \"fd00:ca:a::/64\"}], \
-                  ports: [{port: 9000, protocol: UDP}, {port: 9002, protocol: UDP}]}]}";
+                  ports: [9000/UDP, 9002/UDP]}]}";
     let plan = Plan::two_nodes()
         .pod(PodSpec::new("shop", "other"))
         .manifest("out", &manifest::authorization("shop/to-web", to_web))
@@ -156,7 +156,7 @@ fn udp_passes_where_both_ends_name_it() {
 fn audit_lets_udp_pass_counts_it_and_tells_of_it() {
     let to_outside = "{direction: Outbound, action: Allow, rules: [\
                       {peers: [{cidr: 10.201.0.100/32}, {cidr: \"fd00:c9::64/128\"}], \
-                      ports: [{port: 9000, protocol: UDP}]}]}";
+                      ports: [9000/UDP]}]}";
     let plan = Plan::nodes(2)
         .audited("trial")
         .namespace("legacy")

@@ -31,7 +31,7 @@ pub(crate) fn plan() -> Plan {
 /// With UDP allowed to everybody, so that something else must contain it.
 pub(crate) fn with_udp(plan: Plan) -> Plan {
     let spec = "{direction: Outbound, action: Allow, rules: \
-                [{peers: [{cidr: 0.0.0.0/0}, {cidr: \"::/0\"}], ports: [{protocol: UDP}]}]}";
+                [{peers: [{cidr: 0.0.0.0/0}, {cidr: \"::/0\"}], ports: [UDP]}]}";
     plan.manifest("udp", &manifest::authorization("shop/udp", spec))
 }
 

@@ -125,7 +125,7 @@ fn names(found: &Found, mistakes: &mut Vec<Mistake>) {
         }
         if !namespace.is_empty() && !known.contains(namespace) {
             let what = format!("there is no Namespace {namespace:?} in these manifests");
-            mistakes.push(place.mistake(&["metadata".into(), "namespace".into()], what));
+            mistakes.push(place.dangling(&["metadata".into(), "namespace".into()], what));
         }
     };
     for Placed { object, place } in &found.namespaces {
@@ -142,6 +142,10 @@ fn names(found: &Found, mistakes: &mut Vec<Mistake>) {
     for Placed { object, place } in &found.services {
         let (namespace, name) = (namespace_of(&object.metadata), &object.metadata.name.0);
         see("Service", namespace, name, place);
+    }
+    for Placed { object, place } in &found.slices {
+        let (namespace, name) = (namespace_of(&object.metadata), &object.metadata.name.0);
+        see("EndpointSlice", namespace, name, place);
     }
     for Placed { object, place } in &found.nodes {
         see("Node", "", &object.metadata.name.0, place);
@@ -208,7 +212,7 @@ fn accounts(found: &Found, mistakes: &mut Vec<Mistake>) {
                 "there is no ServiceAccount {:?} in namespace {namespace:?}",
                 account.0
             );
-            mistakes.push(place.mistake(&["spec".into(), "serviceAccountName".into()], what));
+            mistakes.push(place.dangling(&["spec".into(), "serviceAccountName".into()], what));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! From checked objects to the model.
 
+mod endpoints;
 mod policy;
 mod traffic;
 
@@ -14,20 +15,19 @@ use mesh_core::traffic::Traffic;
 use super::check::{DEFAULT_ACCOUNT, ended, level, namespace_of, pod_addresses, service_addresses};
 use super::document::{Found, Placed};
 use super::schema::{self, Pod, ServicePort, TargetPort, is_tcp};
-use super::{ENROLL_LABEL, ManifestFault, REGION_LABEL, ZONE_LABEL};
+use super::{ENROLL_LABEL, Mistake, REGION_LABEL, ZONE_LABEL};
 use crate::registry::{service_key, workload_uid};
+use endpoints::Endpoints;
 
-/// Makes the model, and warns of what is allowed but likely not meant.
-pub(super) fn compose(
-    found: &mut Found,
-    trust_domain: &TrustDomain,
-) -> Result<Mesh, ManifestFault> {
+/// Makes the model, and warns of what is allowed but likely not meant. What can't be put into it is
+/// left out, and is among the mistakes.
+pub(super) fn compose(found: &mut Found, trust_domain: &TrustDomain) -> (Mesh, Vec<Mistake>) {
+    let mut mesh = Mesh::default();
+    let (mut mistakes, mut warnings) = (Vec::new(), Vec::new());
     let surroundings = Surroundings::new(found, trust_domain);
     let budgets = policy::budgets(found);
-    let mut mesh = Mesh::default();
-    let mut mistakes = Vec::new();
     for pod in found.pods.iter().filter(|pod| placed(&pod.object)) {
-        match workload(pod, found, &surroundings) {
+        match workload(pod, &surroundings) {
             Ok(mut workload) => {
                 workload.budget = budget::resolve(&budgets, &workload);
                 mesh.insert_workload(workload);
@@ -38,22 +38,19 @@ pub(super) fn compose(
             }
         }
     }
-    if !mistakes.is_empty() {
-        return Err(ManifestFault::Mistakes(mistakes));
-    }
     for Placed { object, place } in &found.services {
         if object.external() {
             let what = "ExternalName is skipped: it has neither addresses nor pods";
-            let warning = place.mistake(&["spec".into(), "type".into()], what);
-            found.warnings.push(warning);
+            warnings.push(place.mistake(&["spec".into(), "type".into()], what));
             continue;
         }
         mesh.insert_service(service(object, surroundings.traffic(object)));
     }
-    policy::insert(found, &mut mesh, trust_domain).map_err(ManifestFault::Mistakes)?;
+    found.warnings.append(&mut warnings);
+    mistakes.extend(policy::insert(found, &mut mesh, trust_domain));
     unresolved_ports(found, &mesh);
     shared(found, &mesh);
-    Ok(mesh)
+    (mesh, mistakes)
 }
 
 /// What a pod or service gets from objects around it.
@@ -63,12 +60,14 @@ struct Surroundings<'a> {
     enrolments: BTreeMap<String, Enrolment>,
     /// By node.
     localities: BTreeMap<String, Locality>,
+    /// By namespace.
+    services: BTreeMap<&'a str, Vec<Endpoints<'a>>>,
     /// By namespace and service.
     traffics: BTreeMap<(String, String), Traffic>,
 }
 
 impl<'a> Surroundings<'a> {
-    fn new(found: &Found, trust_domain: &'a TrustDomain) -> Self {
+    fn new(found: &'a Found, trust_domain: &'a TrustDomain) -> Self {
         let namespaces = found.namespaces.iter().map(|n| &n.object.metadata);
         let nodes = found.nodes.iter().map(|n| &n.object.metadata);
         let policies = found.service_policies.iter().map(|p| &p.object);
@@ -90,6 +89,7 @@ impl<'a> Surroundings<'a> {
                     (metadata.name.0.clone(), locality)
                 })
                 .collect(),
+            services: endpoints::by_namespace(found),
             traffics: policies
                 .map(|policy| {
                     let service = policy.spec.service.0.clone();
@@ -115,7 +115,6 @@ fn placed(pod: &Pod) -> bool {
 
 fn workload(
     pod: &Placed<Pod>,
-    found: &Found,
     surroundings: &Surroundings<'_>,
 ) -> Result<Workload, mesh_core::identity::IdentityError> {
     let Pod { metadata, spec, .. } = &pod.object;
@@ -128,10 +127,10 @@ fn workload(
     // A pod that is being deleted keeps its identity until it is gone, but gets no new
     // connections through services.
     let serving = metadata.deletion_timestamp.is_none();
-    let services = found
-        .services
-        .iter()
-        .filter(|s| serving && selects(&s.object, &pod.object));
+    let services = surroundings.services.get(namespace).into_iter().flatten();
+    let services = services
+        .filter(|_| serving)
+        .filter_map(|service| Some((service.key.clone(), service.ports(&pod.object)?)));
     Ok(Workload {
         uid: workload_uid(namespace, &metadata.name.0).into(),
         name: metadata.name.0.clone(),
@@ -153,9 +152,7 @@ fn workload(
             .unwrap_or_default(),
         labels: metadata.labels.clone(),
         health: Health::Healthy,
-        services: services
-            .map(|s| (key_of(&s.object), target_ports(&s.object, &pod.object)))
-            .collect(),
+        services: services.collect(),
         budget: Fields::default(),
     })
 }
@@ -185,42 +182,6 @@ fn tcp_ports(service: &schema::Service) -> impl Iterator<Item = &ServicePort> {
         .ports
         .iter()
         .filter(|port| is_tcp(port.protocol.as_ref()))
-}
-
-/// A service without a selector selects nothing.
-fn selects(service: &schema::Service, pod: &Pod) -> bool {
-    let selector = &service.spec.selector;
-    !selector.is_empty()
-        && !service.external()
-        && namespace_of(&service.metadata) == namespace_of(&pod.metadata)
-        && selector
-            .iter()
-            .all(|(key, value)| pod.metadata.labels.get(key) == Some(value))
-}
-
-fn target_ports(service: &schema::Service, pod: &Pod) -> BTreeMap<u16, u16> {
-    tcp_ports(service)
-        .filter_map(|port| {
-            let target = match &port.target_port {
-                None => port.port.0,
-                Some(TargetPort::Number(number)) => *number,
-                Some(TargetPort::Name(name)) => named_port(pod, name)?,
-            };
-            Some((port.port.0, target))
-        })
-        .collect()
-}
-
-fn named_port(pod: &Pod, name: &str) -> Option<u16> {
-    let ports = pod
-        .spec
-        .containers
-        .iter()
-        .flat_map(|container| &container.ports);
-    ports
-        .filter(|port| is_tcp(port.protocol.as_ref()))
-        .find(|port| port.name.as_ref().is_some_and(|n| n.0 == name))
-        .map(|port| port.container_port.0)
 }
 
 /// A named target port that no selected pod has leads nowhere.

@@ -10,13 +10,13 @@ use super::locate::{self, Step};
 use super::schema::budget::WorkerBudget;
 use super::schema::policy::{API_VERSION, Authentication, Authorization, Object};
 use super::schema::traffic::ServicePolicy;
-use super::schema::{Head, Label, Name, Named, Pod, Service};
+use super::schema::{EndpointSlice, Head, Label, Name, Named, Pod, Service};
 
 /// Where an object was read.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     file: Arc<Path>,
-    /// The document.
+    /// The document; empty for an object that did not come as a text.
     text: Arc<str>,
     /// Lines before it in the file.
     offset: usize,
@@ -30,16 +30,32 @@ impl Place {
             line: self.line(path),
             field: locate::printed(path),
             what: what.into(),
+            dangling: false,
+        }
+    }
+
+    /// The same of a field that names what isn't there.
+    pub(super) fn dangling(&self, path: &[Step], what: impl Into<String>) -> Mistake {
+        Mistake {
+            dangling: true,
+            ..self.mistake(path, what)
         }
     }
 
     /// `file:line` of the document's name.
     pub(super) fn shown(&self) -> String {
-        let line = self.line(&["metadata".into(), "name".into()]);
-        format!("{}:{line}", self.file.display())
+        let file = self.file.display();
+        match self.line(&["metadata".into(), "name".into()]) {
+            0 => file.to_string(),
+            line => format!("{file}:{line}"),
+        }
     }
 
+    /// 0 where there is no text.
     fn line(&self, path: &[Step]) -> usize {
+        if self.text.is_empty() {
+            return 0;
+        }
         self.offset + locate::line(&self.text, path)
     }
 }
@@ -52,12 +68,13 @@ pub(super) struct Placed<T> {
 }
 
 /// Everything that was read.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Found {
     pub(super) namespaces: Vec<Placed<Named<Label>>>,
     pub(super) accounts: Vec<Placed<Named<Name>>>,
     pub(super) pods: Vec<Placed<Pod>>,
     pub(super) services: Vec<Placed<Service>>,
+    pub(super) slices: Vec<Placed<EndpointSlice>>,
     pub(super) nodes: Vec<Placed<Named<Name>>>,
     pub(super) authorizations: Vec<Placed<Object<Authorization>>>,
     pub(super) authentications: Vec<Placed<Object<Authentication>>>,
@@ -65,6 +82,38 @@ pub(super) struct Found {
     pub(super) budgets: Vec<Placed<Object<WorkerBudget>>>,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<Mistake>,
+}
+
+impl Found {
+    /// Takes in what another one has.
+    pub(super) fn absorb(&mut self, other: &Self) {
+        let Self {
+            namespaces,
+            accounts,
+            pods,
+            services,
+            slices,
+            nodes,
+            authorizations,
+            authentications,
+            service_policies,
+            budgets,
+            mistakes,
+            warnings,
+        } = other;
+        self.namespaces.extend_from_slice(namespaces);
+        self.accounts.extend_from_slice(accounts);
+        self.pods.extend_from_slice(pods);
+        self.services.extend_from_slice(services);
+        self.slices.extend_from_slice(slices);
+        self.nodes.extend_from_slice(nodes);
+        self.authorizations.extend_from_slice(authorizations);
+        self.authentications.extend_from_slice(authentications);
+        self.service_policies.extend_from_slice(service_policies);
+        self.budgets.extend_from_slice(budgets);
+        self.mistakes.extend_from_slice(mistakes);
+        self.warnings.extend_from_slice(warnings);
+    }
 }
 
 /// Reads all documents of a file.
@@ -76,36 +125,54 @@ pub(super) fn read(path: &Path, text: &str, found: &mut Found) {
             text: text.into(),
             offset,
         };
-        read_document(&place, found);
+        read_document(&place, Body::Text, found);
     }
 }
 
-fn read_document(place: &Place, found: &mut Found) {
-    let head: Head = match parse(place) {
+/// Takes an object that is no text, as an API server gives it; `file` stands for it in mistakes.
+pub(super) fn take(file: &Path, object: &serde_json::Value, found: &mut Found) {
+    let place = Place {
+        file: file.into(),
+        text: "".into(),
+        offset: 0,
+    };
+    read_document(&place, Body::Value(object), found);
+}
+
+/// What a document is read from.
+#[derive(Clone, Copy)]
+enum Body<'a> {
+    /// Its place has the text.
+    Text,
+    Value(&'a serde_json::Value),
+}
+
+fn read_document(place: &Place, body: Body<'_>, found: &mut Found) {
+    let head: Head = match parse(place, body) {
         Ok(head) => head,
         Err(mistake) => return found.mistakes.push(mistake),
     };
     let put = match head.kind.as_str() {
-        "Namespace" => parse(place).map(|object| put(&mut found.namespaces, object, place)),
-        "ServiceAccount" => parse(place).map(|object| put(&mut found.accounts, object, place)),
-        "Pod" => parse(place).map(|object| put(&mut found.pods, object, place)),
-        "Service" => parse(place).map(|object| put(&mut found.services, object, place)),
-        "Node" => parse(place).map(|object| put(&mut found.nodes, object, place)),
-        "AuthorizationPolicy" => {
-            parse_own(&head, place).map(|object| put(&mut found.authorizations, object, place))
+        "Namespace" => parse(place, body).map(|object| put(&mut found.namespaces, object, place)),
+        "ServiceAccount" => {
+            parse(place, body).map(|object| put(&mut found.accounts, object, place))
         }
-        "AuthenticationPolicy" => {
-            parse_own(&head, place).map(|object| put(&mut found.authentications, object, place))
-        }
-        "ServicePolicy" => {
-            parse_own(&head, place).map(|object| put(&mut found.service_policies, object, place))
-        }
+        "Pod" => parse(place, body).map(|object| put(&mut found.pods, object, place)),
+        "Service" => parse(place, body).map(|object| put(&mut found.services, object, place)),
+        "EndpointSlice" => parse(place, body).map(|object| put(&mut found.slices, object, place)),
+        "Node" => parse(place, body).map(|object| put(&mut found.nodes, object, place)),
+        "AuthorizationPolicy" => parse_own(&head, place, body)
+            .map(|object| put(&mut found.authorizations, object, place)),
+        "AuthenticationPolicy" => parse_own(&head, place, body)
+            .map(|object| put(&mut found.authentications, object, place)),
+        "ServicePolicy" => parse_own(&head, place, body)
+            .map(|object| put(&mut found.service_policies, object, place)),
         "WorkerBudget" => {
-            parse_own(&head, place).map(|object| put(&mut found.budgets, object, place))
+            parse_own(&head, place, body).map(|object| put(&mut found.budgets, object, place))
         }
         other => {
             let what = format!(
-                "{other:?} is skipped: Namespace, ServiceAccount, Pod, Service, Node, AuthorizationPolicy, AuthenticationPolicy, ServicePolicy and WorkerBudget are read here"
+                "{other:?} is skipped: Namespace, ServiceAccount, Pod, Service, EndpointSlice, Node, AuthorizationPolicy, AuthenticationPolicy, ServicePolicy and WorkerBudget are read here"
             );
             let warning = place.mistake(&["kind".into()], what);
             return found.warnings.push(warning);
@@ -122,17 +189,40 @@ fn put<T>(objects: &mut Vec<Placed<T>>, object: T, place: &Place) {
 }
 
 /// Parses an object of one of the mesh's own kinds.
-fn parse_own<T: DeserializeOwned>(head: &Head, place: &Place) -> Result<T, Mistake> {
+fn parse_own<T: DeserializeOwned>(
+    head: &Head,
+    place: &Place,
+    body: Body<'_>,
+) -> Result<T, Mistake> {
     let kind = &head.kind;
     let what = match head.api_version.as_deref() {
-        Some(API_VERSION) => return parse(place),
+        Some(API_VERSION) => return parse(place, body),
         Some(other) => format!("{kind} is read here in version {API_VERSION}, not {other:?}"),
         None => format!("missing: {kind} needs apiVersion: {API_VERSION}"),
     };
     Err(place.mistake(&["apiVersion".into()], what))
 }
 
-fn parse<T: DeserializeOwned>(place: &Place) -> Result<T, Mistake> {
+fn parse<T: DeserializeOwned>(place: &Place, body: Body<'_>) -> Result<T, Mistake> {
+    match body {
+        Body::Text => parse_text(place),
+        Body::Value(value) => serde_path_to_error::deserialize(value).map_err(|error| Mistake {
+            file: place.file.clone(),
+            line: 0,
+            field: field(error.path()),
+            what: error.into_inner().to_string(),
+            dangling: false,
+        }),
+    }
+}
+
+/// A parser's path as it is printed; empty for the object as a whole.
+fn field(path: &serde_path_to_error::Path) -> String {
+    let path = path.to_string();
+    if path == "." { String::new() } else { path }
+}
+
+fn parse_text<T: DeserializeOwned>(place: &Place) -> Result<T, Mistake> {
     if let Ok(object) = serde_yaml_ng::from_str(&place.text) {
         return Ok(object);
     }
@@ -141,7 +231,7 @@ fn parse<T: DeserializeOwned>(place: &Place) -> Result<T, Mistake> {
     let padded = format!("{}{}", "\n".repeat(place.offset), place.text);
     let deserializer = serde_yaml_ng::Deserializer::from_str(&padded);
     serde_path_to_error::deserialize(deserializer).map_err(|error| {
-        let path = error.path().to_string();
+        let field = field(error.path());
         let inner = error.into_inner();
         let mut what = inner.to_string();
         let mut line = 1;
@@ -151,7 +241,6 @@ fn parse<T: DeserializeOwned>(place: &Place) -> Result<T, Mistake> {
             let (line, column) = (location.line(), location.column());
             what = what.replacen(&format!(" at line {line} column {column}"), "", 1);
         }
-        let field = if path == "." { String::new() } else { path };
         // So is the path, which the parser may know less far.
         if let Some((prefix, rest)) = what.split_once(": ")
             && field.starts_with(prefix)
@@ -163,6 +252,7 @@ fn parse<T: DeserializeOwned>(place: &Place) -> Result<T, Mistake> {
             line,
             field,
             what,
+            dangling: false,
         }
     })
 }

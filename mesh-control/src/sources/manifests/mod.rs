@@ -7,6 +7,7 @@ mod check;
 mod compose;
 mod document;
 mod locate;
+mod piecemeal;
 mod schema;
 mod watch;
 
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use mesh_core::identity::TrustDomain;
 use mesh_core::model::Mesh;
 
+pub(super) use piecemeal::{Piece, Pieces};
 pub use watch::Watcher;
 
 /// Label of a namespace that enrols its pods.
@@ -39,6 +41,9 @@ pub struct Mistake {
     pub field: String,
     /// What is wrong and what would be right.
     pub what: String,
+    /// It is not wrong in itself, but names what isn't there. Where objects come one by one, that
+    /// may be on its way.
+    pub dangling: bool,
 }
 
 impl fmt::Display for Mistake {
@@ -117,7 +122,10 @@ pub fn parse(
         found.mistakes.sort();
         return Err(ManifestFault::Mistakes(found.mistakes));
     }
-    let mesh = compose::compose(&mut found, trust_domain)?;
+    let (mesh, mistakes) = compose::compose(&mut found, trust_domain);
+    if !mistakes.is_empty() {
+        return Err(ManifestFault::Mistakes(mistakes));
+    }
     Ok(Loaded {
         mesh,
         warnings: found.warnings,

@@ -9,7 +9,10 @@ use std::net::IpAddr;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
+pub(super) use endpoints::EndpointSlice;
+
 pub(super) mod budget;
+pub(super) mod endpoints;
 pub(super) mod policy;
 pub(super) mod traffic;
 pub(super) mod values;
@@ -210,6 +213,8 @@ pub(super) struct Metadata<N> {
     #[serde(default)]
     pub(super) labels: BTreeMap<String, String>,
     #[serde(default)]
+    pub(super) creation_timestamp: Option<String>,
+    #[serde(default)]
     pub(super) deletion_timestamp: Option<String>,
 }
 
@@ -263,6 +268,14 @@ pub(super) struct PodStatus {
     pub(super) pod_ip: Option<Address>,
     #[serde(rename = "podIPs")]
     pub(super) pod_ips: Vec<PodIp>,
+}
+
+impl PodStatus {
+    /// Takes an address away.
+    pub(super) fn release(&mut self, address: IpAddr) {
+        self.pod_ip.take_if(|ip| ip.0 == address);
+        self.pod_ips.retain(|ip| ip.ip.0 != address);
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]

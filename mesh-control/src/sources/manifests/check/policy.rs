@@ -32,6 +32,10 @@ impl Notes<'_> {
     pub(super) fn note(&mut self, path: &[Step], what: impl Into<String>) {
         self.mistakes.push(self.place.mistake(path, what));
     }
+
+    fn dangling(&mut self, path: &[Step], what: impl Into<String>) {
+        self.mistakes.push(self.place.dangling(path, what));
+    }
 }
 
 pub(super) fn check(found: &Found, mistakes: &mut Vec<Mistake>) {
@@ -135,7 +139,7 @@ fn target<S>(
         && !services.contains_key(&(namespace, service.0.as_str()))
     {
         let what = unknown_service(namespace, &service.0);
-        notes.note(&steps!["spec", "target", "service"], what);
+        notes.dangling(&steps!["spec", "target", "service"], what);
     }
     if labels.as_ref().is_some_and(BTreeMap::is_empty) {
         let what = format!("empty: {ABSENT}");
@@ -159,12 +163,6 @@ fn rule(rule: &Rule, at: &[Step], notes: &mut Notes<'_>) {
     }
     for (index, term) in rule.peers.iter().flatten().enumerate() {
         peer(term, &below(&steps!["peers", index]), notes);
-    }
-    for (index, term) in rule.ports.iter().flatten().enumerate() {
-        if term.0.port.is_none() && term.0.protocol.is_none() {
-            let at = below(&steps!["ports", index]);
-            notes.note(&at, "empty: give port, protocol, or both");
-        }
     }
 }
 
@@ -217,7 +215,7 @@ fn service_policy(
     let spec = &object.spec;
     if service.is_none() {
         let what = unknown_service(object.namespace(), &spec.service.0);
-        notes.note(&steps!["spec", "service"], what);
+        notes.dangling(&steps!["spec", "service"], what);
     }
     outliers(&spec.outlier_detection, notes);
     let checks = &spec.health_checks;
@@ -266,7 +264,7 @@ fn service_port(check: &HealthCheck, service: &Service, at: &[Step], notes: &mut
             false => format!("TCP ports {}", ports.join(", ")),
         };
         let what = format!("Service {:?} has {has}", service.metadata.name.0);
-        notes.note(&[at, &steps!["port"]].concat(), what);
+        notes.dangling(&[at, &steps!["port"]].concat(), what);
     }
 }
 

@@ -7,8 +7,7 @@ use mesh_core::budget::WorkerBudget;
 use mesh_core::identity::{Identity, IdentityError, TrustDomain};
 use mesh_core::model::{Mesh, ServiceKey, Workload};
 use mesh_core::policy::{
-    AuthenticationPolicy, AuthorizationPolicy, MESH_NAMESPACE, PeerTerm, PortTerm, Protocol, Rule,
-    Target,
+    AuthenticationPolicy, AuthorizationPolicy, MESH_NAMESPACE, PeerTerm, PortTerm, Rule, Target,
 };
 
 use crate::registry::service_key;
@@ -21,12 +20,12 @@ use crate::sources::manifests::schema::policy::{
 };
 use crate::sources::manifests::schema::values::{PortTerm as WrittenPort, ServiceRef, SpiffeId};
 
-/// Puts the policies into the model.
+/// Puts the policies into the model, all but those that the mistakes are about.
 pub(super) fn insert(
     found: &mut Found,
     mesh: &mut Mesh,
     trust_domain: &TrustDomain,
-) -> Result<(), Vec<Mistake>> {
+) -> Vec<Mistake> {
     let mut mistakes = Vec::new();
     for placed in &found.authorizations {
         match authorization(&placed.object, trust_domain) {
@@ -42,12 +41,9 @@ pub(super) fn insert(
     for placed in &found.authentications {
         mesh.insert_authentication(authentication(&placed.object));
     }
-    if !mistakes.is_empty() {
-        return Err(mistakes);
-    }
     let mut warnings = Warnings::new(found, mesh, trust_domain).all(found);
     found.warnings.append(&mut warnings);
-    Ok(())
+    mistakes
 }
 
 /// The budgets of workers.
@@ -145,11 +141,9 @@ fn key_of(ServiceRef((namespace, name)): &ServiceRef, own: &str) -> ServiceKey {
     service_key(namespace.as_deref().unwrap_or(own), name).into()
 }
 
-fn port(WrittenPort(fields): &WrittenPort) -> PortTerm {
-    PortTerm {
-        port: fields.port.map(|port| port.0),
-        protocol: fields.protocol.as_ref().map_or(Protocol::Tcp, |p| p.0),
-    }
+fn port(written: &WrittenPort) -> PortTerm {
+    let WrittenPort { port, protocol } = *written;
+    PortTerm { port, protocol }
 }
 
 /// What the warnings are found with.

@@ -10,15 +10,13 @@ use mesh_core::traffic::{Balancing, LocalityPreference};
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{Port, PortVisitor, TargetPort, checked, text};
+use super::{PortVisitor, TargetPort, checked, text};
 
 text! {
     /// Which way flows go that a policy is about.
     PolicyDirection(Direction) = direction;
     /// What a policy does.
     PolicyAction(Action) = action;
-    /// TCP or UDP.
-    PolicyProtocol(Protocol) = protocol;
     /// How inbound connections are taken.
     Mode(AuthenticationMode) = mode;
     /// How an endpoint is chosen.
@@ -55,10 +53,6 @@ fn direction(text: &str) -> Result<Direction, String> {
 
 fn action(text: &str) -> Result<Action, String> {
     one_of(text, &[("Allow", Action::Allow), ("Deny", Action::Deny)])
-}
-
-fn protocol(text: &str) -> Result<Protocol, String> {
-    one_of(text, &[("TCP", Protocol::Tcp), ("UDP", Protocol::Udp)])
 }
 
 fn mode(text: &str) -> Result<AuthenticationMode, String> {
@@ -145,55 +139,67 @@ pub(super) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     T::deserialize(deserializer).map(Some)
 }
 
-/// A port with its protocol, either of which stands alone.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct PortFields {
-    #[serde(default, deserialize_with = "given")]
-    pub(crate) port: Option<Port>,
-    #[serde(default, deserialize_with = "given")]
-    pub(crate) protocol: Option<PolicyProtocol>,
+/// One of a rule's ports: a number, which is TCP's, or `53/UDP`, or `UDP` for all of its ports. It is
+/// the form that a Kubernetes schema can check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PortTerm {
+    pub(crate) port: Option<u16>,
+    pub(crate) protocol: Protocol,
 }
-
-/// One of a rule's ports, as a number or as a mapping.
-#[derive(Clone, Debug)]
-pub(crate) struct PortTerm(pub(in super::super) PortFields);
 
 impl<'de> Deserialize<'de> for PortTerm {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Term;
-        impl Term {
-            fn number<E: Error>(port: Result<TargetPort, E>) -> Result<PortTerm, E> {
-                let port = match port? {
-                    TargetPort::Number(port) => Some(Port(port)),
-                    TargetPort::Name(name) => return Err(E::custom(name)),
-                };
-                let protocol = None;
-                Ok(PortTerm(PortFields { port, protocol }))
-            }
-        }
-        impl<'de> Visitor<'de> for Term {
+        impl Visitor<'_> for Term {
             type Value = PortTerm;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a port from 1 to 65535 or a mapping such as {port: 53, protocol: UDP}")
+                f.write_str("a port such as 80, \"53/UDP\" or \"UDP\"")
             }
 
             fn visit_i64<E: Error>(self, number: i64) -> Result<PortTerm, E> {
-                Self::number(PortVisitor { names: false }.visit_i64(number))
+                let port = PortVisitor { names: false }.visit_i64(number)?;
+                let port = match port {
+                    TargetPort::Number(port) => Some(port),
+                    TargetPort::Name(name) => return Err(E::custom(name)),
+                };
+                let protocol = Protocol::Tcp;
+                Ok(PortTerm { port, protocol })
             }
 
             fn visit_u64<E: Error>(self, number: u64) -> Result<PortTerm, E> {
-                Self::number(PortVisitor { names: false }.visit_u64(number))
+                self.visit_i64(i64::try_from(number).unwrap_or(i64::MAX))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<PortTerm, A::Error> {
-                let fields = serde::de::value::MapAccessDeserializer::new(map);
-                PortFields::deserialize(fields).map(PortTerm)
+            fn visit_str<E: Error>(self, text: &str) -> Result<PortTerm, E> {
+                port_term(text).map_err(E::custom)
             }
         }
         deserializer.deserialize_any(Term)
     }
+}
+
+fn port_term(text: &str) -> Result<PortTerm, String> {
+    let wrong = || {
+        format!(
+            "{text:?} is not a port: 1 to 65535, alone or with /TCP or /UDP, or TCP or UDP for all ports"
+        )
+    };
+    let protocols = [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp)];
+    let (port, protocol) = match text.split_once('/') {
+        Some((port, protocol)) => (Some(port), protocol),
+        None => (None, text),
+    };
+    let protocol = one_of(protocol, &protocols).map_err(|_| wrong())?;
+    let port = match port {
+        None => None,
+        // Written as a person would: no sign, no zeros before it.
+        Some(digits) => match digits.parse::<u16>() {
+            Ok(port) if port > 0 && port.to_string() == digits => Some(port),
+            _ => return Err(wrong()),
+        },
+    };
+    Ok(PortTerm { port, protocol })
 }
 
 /// A port as a mapping's key: JSON has only texts there.

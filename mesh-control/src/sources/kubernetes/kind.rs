@@ -1,0 +1,159 @@
+//! The kinds of objects that are followed.
+
+use kube::api::DynamicObject;
+use kube::discovery::ApiResource;
+use serde_json::{Map, Value, json};
+
+/// Group of the mesh's own kinds.
+pub(super) const OWN_GROUP: &str = "nodemesh.dev";
+
+/// A kind of objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Kind {
+    group: &'static str,
+    version: &'static str,
+    /// As in a manifest.
+    pub(super) name: &'static str,
+    plural: &'static str,
+}
+
+const fn kind(
+    group: &'static str,
+    version: &'static str,
+    name: &'static str,
+    plural: &'static str,
+) -> Kind {
+    Kind {
+        group,
+        version,
+        name,
+        plural,
+    }
+}
+
+/// All that are followed.
+pub(super) const KINDS: [Kind; 10] = [
+    kind("", "v1", "Namespace", "namespaces"),
+    kind("", "v1", "ServiceAccount", "serviceaccounts"),
+    kind("", "v1", "Pod", "pods"),
+    kind("", "v1", "Service", "services"),
+    kind("", "v1", "Node", "nodes"),
+    kind("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
+    kind(
+        OWN_GROUP,
+        "v1alpha1",
+        "AuthorizationPolicy",
+        "authorizationpolicies",
+    ),
+    kind(
+        OWN_GROUP,
+        "v1alpha1",
+        "AuthenticationPolicy",
+        "authenticationpolicies",
+    ),
+    kind(OWN_GROUP, "v1alpha1", "ServicePolicy", "servicepolicies"),
+    kind(OWN_GROUP, "v1alpha1", "WorkerBudget", "workerbudgets"),
+];
+
+impl Kind {
+    /// Whether it is one of the mesh's own, which the cluster has only once they are installed.
+    pub(super) fn is_own(self) -> bool {
+        self.group == OWN_GROUP
+    }
+
+    /// Where the API server has it.
+    pub(super) fn resource(self) -> ApiResource {
+        ApiResource {
+            group: self.group.to_owned(),
+            version: self.version.to_owned(),
+            api_version: self.api_version(),
+            kind: self.name.to_owned(),
+            plural: self.plural.to_owned(),
+        }
+    }
+
+    /// `<plural>.<group>`, as a CustomResourceDefinition is named.
+    pub(super) fn definition(self) -> String {
+        format!("{}.{}", self.plural, self.group)
+    }
+
+    fn api_version(self) -> String {
+        match self.group {
+            "" => self.version.to_owned(),
+            group => format!("{group}/{}", self.version),
+        }
+    }
+
+    /// The object as a manifest would say it: the metadata of a manifest, and no more of the rest than the
+    /// mesh reads, so that what changes elsewhere is no news.
+    pub(super) fn manifest(self, object: DynamicObject) -> Value {
+        let DynamicObject { metadata, data, .. } = object;
+        let mut manifest = data;
+        if !manifest.is_object() {
+            manifest = json!({});
+        }
+        manifest["apiVersion"] = self.api_version().into();
+        manifest["kind"] = self.name.into();
+        let mut kept = json!({"name": metadata.name});
+        if let Some(namespace) = metadata.namespace {
+            kept["namespace"] = namespace.into();
+        }
+        if let Some(labels) = metadata.labels {
+            kept["labels"] = json!(labels);
+        }
+        if let Some(fields) = manifest.as_object_mut() {
+            match self.name {
+                "Namespace" | "ServiceAccount" | "Node" => {
+                    fields.retain(|name, _| matches!(name.as_str(), "apiVersion" | "kind"));
+                }
+                "Pod" => trim_pod(fields),
+                "EndpointSlice" => {}
+                _ => {
+                    fields.remove("status");
+                }
+            }
+        }
+        if self.name == "Pod" {
+            for (field, time) in [
+                ("creationTimestamp", metadata.creation_timestamp),
+                ("deletionTimestamp", metadata.deletion_timestamp),
+            ] {
+                if let Some(time) = time {
+                    kept[field] = json!(time);
+                }
+            }
+        }
+        manifest["metadata"] = kept;
+        manifest
+    }
+}
+
+fn trim_pod(pod: &mut Map<String, Value>) {
+    let mut keep = |part: &str, names: &[&str]| {
+        if let Some(fields) = pod.get_mut(part).and_then(Value::as_object_mut) {
+            fields.retain(|name, _| names.contains(&name.as_str()));
+        }
+    };
+    keep(
+        "spec",
+        &[
+            "nodeName",
+            "serviceAccountName",
+            "hostNetwork",
+            "containers",
+        ],
+    );
+    keep("status", &["phase", "podIP", "podIPs"]);
+    let containers = pod
+        .get_mut("spec")
+        .and_then(|spec| spec.get_mut("containers"));
+    for container in containers
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
+        if let Some(fields) = container.as_object_mut() {
+            fields.retain(|name, _| name == "ports");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The Kubernetes API: lists and watches of what the mesh is made of.
+//!
+//! While the API is out of reach the last good state stays. A list that has to be made anew takes
+//! effect as a whole.
+
+pub mod definitions;
+mod kind;
+mod objects;
+mod status;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use kube::Client;
+use kube::api::{Api, DynamicObject};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use mesh_core::identity::TrustDomain;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::registry::{Directory, Registry};
+use crate::sources::manifests::Mistake;
+use kind::{KINDS, Kind};
+use objects::Objects;
+use status::Reported;
+
+/// Changes that come within this time of each other make one new state.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Events that may wait while a state is made; with more, nothing further is read from the API.
+const QUEUE_LEN: usize = 4096;
+/// How often it is told what the start waits for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Before everything of a kind is listed anew, so that a server that can't be followed is not pressed.
+const BEFORE_ANEW: Duration = Duration::from_secs(1);
+/// The status of an answer from where a watch can't go on.
+const GONE: u16 = 410;
+
+type News = (Kind, Event<DynamicObject>);
+
+/// Keeps a [`Registry`] in step with a cluster.
+pub struct Follower {
+    objects: Objects,
+    events: mpsc::Receiver<News>,
+    /// Its tasks, which end with it.
+    _tasks: JoinSet<()>,
+    told: Vec<Mistake>,
+    statuses: watch::Sender<Vec<Reported>>,
+}
+
+/// The API can't be followed any more.
+#[derive(Debug, thiserror::Error)]
+#[error("all watches of the Kubernetes API have ended")]
+pub struct Ended;
+
+impl Follower {
+    /// Begins to follow, and waits until everything has been listed once: nothing is served before.
+    ///
+    /// # Errors
+    /// If the runtime is ending.
+    pub async fn start(
+        client: &Client,
+        trust_domain: TrustDomain,
+    ) -> Result<(Self, Arc<Registry>), Ended> {
+        let (sender, events) = mpsc::channel(QUEUE_LEN);
+        let mut tasks = JoinSet::new();
+        for kind in KINDS {
+            tasks.spawn(follow(client.clone(), kind, sender.clone()));
+        }
+        let statuses = watch::Sender::new(Vec::new());
+        tasks.spawn(status::write(client.clone(), statuses.subscribe()));
+        let mut follower = Self {
+            objects: Objects::new(&KINDS, trust_domain),
+            events,
+            _tasks: tasks,
+            told: Vec::new(),
+            statuses,
+        };
+        follower.all_listed().await?;
+        let directory = follower.compose().await?;
+        Ok((follower, Arc::new(Registry::new(directory))))
+    }
+
+    async fn all_listed(&mut self) -> Result<(), Ended> {
+        let mut tell = tokio::time::interval(PATIENCE);
+        tell.reset();
+        while self.objects.missing().next().is_some() {
+            tokio::select! {
+                event = self.events.recv() => {
+                    let (kind, event) = event.ok_or(Ended)?;
+                    self.objects.apply(kind, event);
+                }
+                _ = tell.tick() => {
+                    let missing: Vec<_> = self.objects.missing().map(|kind| kind.name).collect();
+                    tracing::warn!(missing = missing.join(", "), "not serving yet: the Kubernetes API has not listed everything");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows for as long as the process lives.
+    ///
+    /// # Errors
+    /// If all watches have ended.
+    pub async fn run(mut self, registry: Arc<Registry>) -> Result<(), Ended> {
+        loop {
+            let (kind, event) = self.events.recv().await.ok_or(Ended)?;
+            if !self.objects.apply(kind, event) {
+                continue;
+            }
+            tokio::time::sleep(SETTLE).await;
+            while let Ok((kind, event)) = self.events.try_recv() {
+                self.objects.apply(kind, event);
+            }
+            let directory = self.compose().await?;
+            registry.set_sources(directory, Instant::now());
+        }
+    }
+
+    /// Makes the present state, away from the thread that serves.
+    async fn compose(&mut self) -> Result<Directory, Ended> {
+        let empty = Objects::new(&[], self.objects.trust_domain().clone());
+        let objects = std::mem::replace(&mut self.objects, empty);
+        let made = tokio::task::spawn_blocking(move || {
+            let (mesh, told) = objects.compose();
+            let reported = objects.reported(&told);
+            (objects, Directory::new(mesh), told, reported)
+        });
+        let (objects, directory, told, reported) = match made.await {
+            Ok(made) => made,
+            Err(ended) if ended.is_cancelled() => return Err(Ended),
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        };
+        self.objects = objects;
+        self.statuses.send_replace(reported);
+        self.tell(told);
+        Ok(directory)
+    }
+
+    /// Says what is wrong now and was not before, and what is over.
+    fn tell(&mut self, now: Vec<Mistake>) {
+        for news in now.iter().filter(|mistake| !self.told.contains(mistake)) {
+            tracing::warn!(mistake = %news, "Kubernetes");
+        }
+        for over in self.told.iter().filter(|mistake| !now.contains(mistake)) {
+            tracing::info!(mistake = %over, "Kubernetes: no longer so");
+        }
+        self.told = now;
+    }
+}
+
+/// Passes the events of one kind on until nobody takes them.
+async fn follow(client: Client, kind: Kind, events: mpsc::Sender<News>) {
+    let api: Api<DynamicObject> = Api::all_with(client, &kind.resource());
+    let mut trouble = None;
+    loop {
+        let stream = watcher(api.clone(), watcher::Config::default()).default_backoff();
+        let mut stream = pin!(stream);
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(event) => {
+                    if trouble.take().is_some() {
+                        tracing::info!(kind = kind.name, "Kubernetes API: followed again");
+                    }
+                    if events.send((kind, event)).await.is_err() {
+                        return;
+                    }
+                }
+                // The library begins anew where a watch says so, but not where the answer's status does.
+                Err(watcher::Error::WatchStartFailed(kube::Error::Api(status)))
+                    if status.code == GONE =>
+                {
+                    break;
+                }
+                Err(error) => {
+                    let why = explain(kind, &error);
+                    if trouble.as_ref() != Some(&why) {
+                        tracing::error!(
+                            kind = kind.name,
+                            error = why,
+                            "Kubernetes API: can't be followed now; tried again, and the last good state stays"
+                        );
+                    }
+                    trouble = Some(why);
+                }
+            }
+        }
+        tracing::info!(kind = kind.name, "Kubernetes API: to be listed anew");
+        tokio::time::sleep(BEFORE_ANEW).await;
+    }
+}
+
+fn explain(kind: Kind, error: &watcher::Error) -> String {
+    let status = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => Some(status),
+        _ => None,
+    };
+    match status.map(|status| status.code) {
+        Some(404) if kind.is_own() => format!(
+            "the cluster has no {}: install the mesh's CustomResourceDefinitions first",
+            kind.definition()
+        ),
+        Some(403) => {
+            format!("{error}; the control component's ClusterRole must allow list and watch")
+        }
+        _ => chain(error),
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.fold(String::new(), |said, cause| match cause.to_string() {
+        // A cause is often told in its effect's own words.
+        text if said.contains(&text) => said,
+        text if said.is_empty() => text,
+        text => format!("{said}: {text}"),
+    })
+}
