@@ -9,6 +9,7 @@ use std::time::Instant;
 use mesh_api::admin::SOCKET_NAME;
 use mesh_api::node::{NodeReport, PodReport};
 use mesh_control::admin::{self, Admin};
+use mesh_control::clocks::Clocks;
 use mesh_control::observe::Series;
 use mesh_control::registry::{Directory, Registry};
 use mesh_control::sources::manifests::load;
@@ -70,6 +71,7 @@ spec: {target: {mesh: true}, direction: Outbound, action: Deny, rules: [{peers: 
 struct Control {
     folder: TempDir,
     registry: Arc<Registry>,
+    clocks: Arc<Clocks>,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -86,10 +88,11 @@ impl Control {
             .enable_all()
             .build()
             .unwrap();
+        let clocks = Arc::new(Clocks::default());
         let answers = Arc::new(Admin {
             registry: registry.clone(),
             resolvers: vec![],
-            clocks: Arc::default(),
+            clocks: clocks.clone(),
             series: Series::detached(),
         });
         let guard = runtime.enter();
@@ -99,6 +102,7 @@ impl Control {
         Self {
             folder,
             registry,
+            clocks,
             _runtime: runtime,
         }
     }
@@ -245,13 +249,16 @@ fn status_shows_nodes_and_what_they_told() {
         .registry
         .report("node-a", &report, Instant::now())
         .unwrap();
+    control.clocks.note("node-a", 1_000_000, 1_120_000);
     let run = control.meshctl("status");
     assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
     let shown = text(&run.stdout);
     for part in [
         "4 workloads, 1 services, 4 policies",
         "node-a: mesh-agent 1.2.3, seen 0 s ago, behind, at ",
+        ", its clock is 120 s behind control's\n",
         "node-b: has not reported since mesh-control started",
+        "namespace shop: all enrolled pods run as the service account default",
         "unhealthy: GET /: 503",
     ] {
         assert!(shown.contains(part), "{part} in\n{shown}");
@@ -269,6 +276,11 @@ fn status_shows_nodes_and_what_they_told() {
     assert_eq!(status["nodes"][0]["pods"][0]["report"]["worker_pid"], 4711);
     // The unhealthy pod made a new state, which the node has not told of yet.
     assert_eq!(status["nodes"][0]["report"]["behind"], true);
+    assert_eq!(status["nodes"][0]["report"]["clock_ahead_s"], -120);
+    // The one pod of namespace trial shares its account with nobody.
+    assert_eq!(status["namespaces_on_default"], serde_json::json!(["shop"]));
+    let run = control.meshctl("metrics");
+    assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use mesh_core::model::{Enrolment, Mesh, Resolution, Service, Workload};
 use mesh_core::policy::{
     Action, AuthenticationMode, AuthenticationPolicy, AuthorizationPolicy, Direction, Target,
 };
-use mesh_core::sharing::shared_identities;
+use mesh_core::sharing::{default_alone, shared_identities};
 use proptest::prelude::*;
 
 /// Few names and addresses, so that operations meet.
@@ -66,7 +66,8 @@ fn workload() -> impl Strategy<Value = Workload> {
         0usize..2,
     )
         .prop_map(|(n, picked, enrolled, services, account)| {
-            let identity = Identity::new("td".parse().unwrap(), "ns", &format!("a{account}"));
+            let account = ["default", "other"][account];
+            let identity = Identity::new("td".parse().unwrap(), "ns", account);
             let uid = format!("c//v1/Pod/ns/w{n}");
             Workload {
                 node: "node".to_owned(),
@@ -244,6 +245,25 @@ proptest! {
         prop_assert_eq!(policies, naive.policies.into_values().collect::<Vec<_>>());
         let scopes: Vec<_> = mesh.authentications().cloned().collect();
         prop_assert_eq!(scopes, naive.scopes.into_values().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn namespaces_are_told_of_whose_pods_all_run_as_default(
+        workloads in prop::collection::vec(workload(), 0..5),
+    ) {
+        let mut mesh = Mesh::default();
+        for workload in workloads {
+            mesh.insert_workload(workload);
+        }
+        let found = default_alone(&mesh);
+        let names: BTreeSet<_> = mesh.workloads().map(|w| w.identity.namespace()).collect();
+        for namespace in names {
+            let enrolled = mesh.workloads().filter(|w| w.enrolled());
+            let own: Vec<_> = enrolled.filter(|w| w.identity.namespace() == namespace).collect();
+            let alone = own.iter().all(|w| w.identity.service_account() == "default");
+            let told = (alone && own.len() > 1).then_some(own.len());
+            prop_assert_eq!(found.get(namespace).copied(), told);
+        }
     }
 
     #[test]

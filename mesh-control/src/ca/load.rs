@@ -1,8 +1,5 @@
 //! Loads signers and refuses, before anything is served, one that could not be trusted.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,13 +15,11 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::fault::SignerFault;
+use super::files::read;
 use super::intermediate::{Intermediate, Issuers};
 use super::signer::IssuingKey;
 use super::source::{IntermediateSource, SignerSources};
 use super::{SERVER_NAME, TrustBundle};
-
-/// Largest PEM file that is read, in bytes.
-const MAX_FILE_LEN: u64 = 1024 * 1024;
 
 /// What the sources hold, checked.
 pub(super) struct Loaded {
@@ -200,45 +195,6 @@ impl Loading<'_> {
             .map(|_| ())
             .map_err(|e| unaccepted(&e))
     }
-}
-
-/// A file that is not a secret.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, SignerFault> {
-    read_checked(path, |_| Ok(()))
-}
-
-/// A file that nobody but its owner may read.
-pub(super) fn read_secret(path: &Path) -> Result<Vec<u8>, SignerFault> {
-    read_checked(path, |mode| {
-        if mode & 0o077 == 0 {
-            return Ok(());
-        }
-        Err(SignerFault::KeyPermissions {
-            path: path.to_owned(),
-            mode,
-        })
-    })
-}
-
-fn read_checked(
-    path: &Path,
-    check: impl FnOnce(u32) -> Result<(), SignerFault>,
-) -> Result<Vec<u8>, SignerFault> {
-    let unread = |error| SignerFault::Read {
-        path: path.to_owned(),
-        error,
-    };
-    let file = File::open(path).map_err(unread)?;
-    let metadata = file.metadata().map_err(unread)?;
-    if !metadata.is_file() {
-        return Err(SignerFault::malformed(path, &"it is not a regular file"));
-    }
-    check(metadata.permissions().mode() & 0o7777)?;
-    let mut content = Vec::new();
-    file.take(MAX_FILE_LEN)
-        .read_to_end(&mut content)
-        .map_err(unread)?;
-    Ok(content)
 }
 
 /// At least one certificate.

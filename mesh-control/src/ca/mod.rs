@@ -3,6 +3,7 @@
 
 mod bundle;
 mod fault;
+mod files;
 mod intermediate;
 mod load;
 mod reload;

@@ -85,13 +85,13 @@ impl Server {
             .issue_server(crate::now_s())
             .context("making the server's own certificate")?;
         let own = Arc::new(OwnCertificate::new(certified));
-        let (config, trust) = tls::following(self.authority.bundle(), own.clone())?;
-        let trust = tokio::spawn(trust);
+        let (trust, follow) = tls::following(self.authority.bundle(), own.clone())?;
+        let following = tokio::spawn(follow);
         let renewal = tokio::spawn(renew(self.authority.clone(), own, issued));
         let (ready, connections) = mpsc::channel(64);
-        let accepting = tokio::spawn(tls::accept(listener, config, ready));
+        let accepting = tokio::spawn(tls::accept(listener, trust, ready));
         let served = self.route(connections, stopping).await;
-        for task in [accepting, renewal, trust] {
+        for task in [accepting, renewal, following] {
             task.abort();
         }
         served

@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use mesh_core::certificate::Leaf;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
@@ -59,25 +60,29 @@ impl ResolvesServerCert for OwnCertificate {
     }
 }
 
-/// The server's TLS configuration as the bundle is now, and what keeps it in step.
+/// How clients are verified, and the configuration that does it.
+#[derive(Clone)]
+pub(super) struct Trust {
+    clients: Arc<dyn ClientCertVerifier>,
+    config: Arc<ServerConfig>,
+}
+
+/// What is trusted as the bundle is now, and what keeps it in step.
 ///
 /// # Errors
 /// Roots that can't be used.
 pub(super) fn following(
     mut bundle: watch::Receiver<Arc<TrustBundle>>,
     own: Arc<OwnCertificate>,
-) -> anyhow::Result<(
-    watch::Receiver<Arc<ServerConfig>>,
-    impl Future<Output = ()> + Send,
-)> {
+) -> anyhow::Result<(watch::Receiver<Trust>, impl Future<Output = ()> + Send)> {
     let first = bundle.borrow_and_update().clone();
-    let (configs, config) = watch::channel(Arc::new(server_config(first.roots(), own.clone())?));
+    let (trusts, trust) = watch::channel(trust(first.roots(), own.clone())?);
     let follow = async move {
         while bundle.changed().await.is_ok() {
             let now = bundle.borrow_and_update().clone();
-            match server_config(now.roots(), own.clone()) {
-                Ok(config) => {
-                    configs.send_replace(Arc::new(config));
+            match self::trust(now.roots(), own.clone()) {
+                Ok(trust) => {
+                    trusts.send_replace(trust);
                 }
                 Err(error) => {
                     tracing::error!(%error, "clients are verified by the roots as they were");
@@ -85,36 +90,36 @@ pub(super) fn following(
             }
         }
     };
-    Ok((config, follow))
+    Ok((trust, follow))
 }
 
-fn server_config(
-    roots: &[CertificateDer<'static>],
-    own: Arc<OwnCertificate>,
-) -> anyhow::Result<ServerConfig> {
+fn trust(roots: &[CertificateDer<'static>], own: Arc<OwnCertificate>) -> anyhow::Result<Trust> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut store = RootCertStore::empty();
     for root in roots {
         store.add(root.clone())?;
     }
-    let verifier = WebPkiClientVerifier::builder_with_provider(store.into(), provider.clone())
+    let clients = WebPkiClientVerifier::builder_with_provider(store.into(), provider.clone())
         .allow_unauthenticated()
         .build()?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(clients.clone())
         .with_cert_resolver(own);
     config.alpn_protocols = vec![b"h2".to_vec()];
     // A resumed session would carry on with a client certificate that was verified earlier.
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(config)
+    Ok(Trust {
+        clients,
+        config: Arc::new(config),
+    })
 }
 
 /// Accepts connections and hands over those whose handshake succeeds.
 pub(super) async fn accept(
     listener: TcpListener,
-    config: watch::Receiver<Arc<ServerConfig>>,
+    trust: watch::Receiver<Trust>,
     ready: mpsc::Sender<io::Result<Connection>>,
 ) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -128,9 +133,8 @@ pub(super) async fn accept(
         };
         match accepted {
             Ok((socket, _)) => {
-                let acceptor = TlsAcceptor::from(config.borrow().clone());
-                let ready = ready.clone();
-                tokio::spawn(handshake(acceptor, socket, permit, ready));
+                let (trust, ready) = (trust.clone(), ready.clone());
+                tokio::spawn(handshake(trust, socket, permit, ready));
             }
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
@@ -141,7 +145,7 @@ pub(super) async fn accept(
 }
 
 async fn handshake(
-    acceptor: TlsAcceptor,
+    mut trust: watch::Receiver<Trust>,
     socket: TcpStream,
     permit: OwnedSemaphorePermit,
     ready: mpsc::Sender<io::Result<Connection>>,
@@ -149,6 +153,7 @@ async fn handshake(
     let Ok(address) = socket.peer_addr() else {
         return;
     };
+    let acceptor = TlsAcceptor::from(trust.borrow_and_update().config.clone());
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -183,18 +188,38 @@ async fn handshake(
             lease: lease.clone(),
         },
         end: Alarm::new(lease, at_least),
+        trust,
         _permit: permit,
     };
     // Nobody takes it: the server is stopping.
     let _ = ready.send(Ok(connection)).await;
 }
 
-/// A TLS connection that does not outlive its client's certificate or token.
+/// A TLS connection that outlives neither its client's certificate or token, nor the trust in the
+/// root of the former.
 pub(super) struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
     end: Alarm,
+    trust: watch::Receiver<Trust>,
     _permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    /// Whether the client's certificate would be taken in a handshake now. A connection that has
+    /// nothing to read is pinged, so this is asked every 20 s at least.
+    fn trusted(&mut self) -> bool {
+        if !self.trust.has_changed().unwrap_or(false) {
+            return true;
+        }
+        let clients = self.trust.borrow_and_update().clients.clone();
+        match self.stream.get_ref().1.peer_certificates() {
+            Some([leaf, rest @ ..]) => clients
+                .verify_client_cert(leaf, rest, UnixTime::now())
+                .is_ok(),
+            _ => true,
+        }
+    }
 }
 
 impl Connected for Connection {
@@ -213,6 +238,11 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         if self.end.poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        if !self.trusted() {
+            let address = self.peer.address;
+            tracing::info!(%address, "connection ended: the root of its certificate was taken away");
+            return Poll::Ready(Err(io::ErrorKind::PermissionDenied.into()));
         }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }

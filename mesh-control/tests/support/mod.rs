@@ -160,6 +160,11 @@ impl Control {
         fs::rename(draft, self.manifests.join("mesh.yaml")).unwrap();
     }
 
+    /// Where it serves.
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
     /// A token for a node, good for an hour.
     pub fn token(&self, node: &str) -> String {
         self.tokens
@@ -178,7 +183,7 @@ impl Control {
         if let Some(identified) = identity {
             tls = tls.identity(Identity::from_pem(&identified.chain, &identified.key));
         }
-        let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).unwrap();
+        let endpoint = Endpoint::from_shared(self.url()).unwrap();
         endpoint.tls_config(tls)?.connect().await
     }
 

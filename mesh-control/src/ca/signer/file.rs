@@ -8,7 +8,7 @@ use rustls::pki_types::pem::PemObject;
 
 use super::{SignError, Signer};
 use crate::ca::fault::SignerFault;
-use crate::ca::load::read_secret;
+use crate::ca::files::read_secret;
 
 /// A key that is in this process's memory.
 pub(super) struct FileSigner(KeyPair);

@@ -3,6 +3,7 @@
 mod file;
 mod kind;
 mod pkcs11;
+mod token;
 mod uri;
 
 use std::fmt;

@@ -1,23 +1,26 @@
 //! Options: raw from the command line, validated in one place, all mistakes reported at once.
 
+mod kubernetes;
+mod signers;
+mod tokens;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use mesh_core::identity::{NodeIdentity, TrustDomain};
+use mesh_core::identity::TrustDomain;
 
-use crate::attestor::{ApiServer, Attestors, ServiceAccounts};
+use crate::attestor::Attestors;
 use crate::audit::Audit;
-use crate::ca::signer::{KeyKind, KeySource, Pkcs11Uri};
-use crate::ca::{
-    Authority, IntermediateSource, NamespaceScope, Published, Reloader, ScopeFault, SignerFault,
-    SignerSources,
-};
+use crate::ca::{Authority, Published, Reloader, SignerFault};
 use crate::registry::Registry;
 use crate::sources::manifests::Watcher;
-use crate::tokens::{TokenStore, Use};
+use crate::tokens::TokenStore;
+pub use kubernetes::KubernetesOptions;
+pub use signers::{Curve, SignerOptions};
+pub use tokens::{TokenConfig, TokenOptions};
 
 /// How the log is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -82,114 +85,6 @@ pub struct RunOptions {
     /// How the log is written
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
-}
-
-/// Options of attestation by Kubernetes, as given.
-#[derive(Args, Clone, Debug)]
-pub struct KubernetesOptions {
-    /// Service account that speaks for the nodes its pods are on, as NAMESPACE/NAME: such a pod
-    /// joins, or calls, with its bound token, which the API server is asked about (TokenReview).
-    /// May be given several times
-    #[arg(long, value_name = "NAMESPACE/NAME")]
-    pub node_service_account: Vec<String>,
-    /// Audience that those tokens are for
-    #[arg(long, value_name = "AUDIENCE", default_value = "nodemesh-control")]
-    pub token_audience: String,
-    /// The API server
-    #[arg(
-        long,
-        value_name = "URL",
-        default_value = "https://kubernetes.default.svc"
-    )]
-    pub kubernetes_api: String,
-    /// PEM of the CAs of the API server's certificate
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
-    )]
-    pub kubernetes_ca: PathBuf,
-    /// Control's own token for it, read anew for each question
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token"
-    )]
-    pub kubernetes_token: PathBuf,
-}
-
-impl KubernetesOptions {
-    /// The attestor, if any account is named.
-    fn accounts(&self) -> Result<Option<ServiceAccounts>, String> {
-        if self.node_service_account.is_empty() {
-            return Ok(None);
-        }
-        for account in &self.node_service_account {
-            let parts: Vec<_> = account.split('/').collect();
-            if parts.len() != 2 || parts.iter().any(|part| part.is_empty()) {
-                return Err(format!("{account:?}: give NAMESPACE/NAME"));
-            }
-        }
-        let (ca, token) = (&self.kubernetes_ca, &self.kubernetes_token);
-        let api = ApiServer::new(&self.kubernetes_api, ca, token).map_err(|e| e.to_string())?;
-        let accounts = self.node_service_account.iter().cloned();
-        Ok(Some(ServiceAccounts::new(
-            api,
-            &self.token_audience,
-            accounts,
-        )))
-    }
-}
-
-/// Options of `token create`, as given.
-#[derive(Args, Clone, Debug)]
-pub struct TokenOptions {
-    /// The state folder of the control component
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: PathBuf,
-    /// Name of the node the token is for, as in spec.nodeName of its pods
-    #[arg(long, value_name = "NAME")]
-    pub node: String,
-    /// How long it may be used: a number with s, m, h or d
-    #[arg(long, value_name = "TIME", default_value = "1h")]
-    pub ttl: String,
-    /// A token to make calls with, any number of times until it expires, instead of one to join
-    /// with: for a client without a node's certificate, such as a ztunnel. Whoever has it is that
-    /// node
-    #[arg(long)]
-    pub reusable: bool,
-}
-
-/// Options of `signer request`, as given.
-#[derive(Args, Clone, Debug)]
-pub struct SignerOptions {
-    /// Name of the key in its token, as for `run --ca-key`
-    #[arg(long, value_name = "URI")]
-    pub key: Pkcs11Uri,
-    /// SPIFFE trust domain that the intermediate is for
-    #[arg(long, value_name = "DOMAIN")]
-    pub trust_domain: TrustDomain,
-    /// Make the key, in the token, which it can't leave
-    #[arg(long, value_name = "CURVE", value_enum)]
-    pub create: Option<Curve>,
-}
-
-/// Curves of keys that are made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Curve {
-    /// NIST P-256.
-    P256,
-    /// NIST P-384.
-    P384,
-}
-
-impl From<Curve> for KeyKind {
-    fn from(curve: Curve) -> Self {
-        match curve {
-            Curve::P256 => Self::P256,
-            Curve::P384 => Self::P384,
-        }
-    }
 }
 
 /// All that is wrong with the options and the files they name.
@@ -259,7 +154,7 @@ impl RunConfig {
         if overlap_s.is_none() {
             note("--root-overlap", &bad_time(&options.root_overlap));
         }
-        let sources = signer_sources(options, &mut note);
+        let sources = signers::sources(options, &mut note);
         let trust_domain = options.trust_domain.parse::<TrustDomain>();
         let trust_domain = trust_domain.map_err(|e| note("--trust-domain", &e)).ok();
         // Files are checked under any trust domain when the given one is wrong, so that
@@ -327,103 +222,6 @@ impl RunConfig {
             _ => Err(Mistakes(mistakes)),
         }
     }
-}
-
-/// What `token create` needs, checked.
-#[derive(Debug)]
-pub struct TokenConfig {
-    /// The join tokens.
-    pub tokens: TokenStore,
-    /// The node's name.
-    pub node: String,
-    /// What it is good for.
-    pub purpose: Use,
-    /// When the token ends, in seconds since the epoch.
-    pub not_after_s: i64,
-}
-
-impl TokenConfig {
-    /// Checks the options.
-    ///
-    /// # Errors
-    /// Every mistake there is.
-    pub fn validate(options: &TokenOptions, now_s: i64) -> Result<Self, Mistakes> {
-        let mut mistakes = Vec::new();
-        let domain = "any".parse::<TrustDomain>();
-        if let Err(error) = domain.and_then(|domain| NodeIdentity::new(domain, &options.node)) {
-            mistakes.push(format!("--node: {error}"));
-        }
-        let ttl_s = duration_s(&options.ttl);
-        if ttl_s.is_none() {
-            mistakes.push(format!("--ttl: {}", bad_time(&options.ttl)));
-        }
-        let tokens = TokenStore::open(&options.state_dir)
-            .map_err(|e| mistakes.push(format!("--state-dir: {e}")));
-        match (ttl_s, tokens) {
-            (Some(ttl_s), Ok(tokens)) if mistakes.is_empty() => Ok(Self {
-                tokens,
-                node: options.node.clone(),
-                purpose: match options.reusable {
-                    true => Use::Calls,
-                    false => Use::Join,
-                },
-                not_after_s: now_s + ttl_s,
-            }),
-            _ => Err(Mistakes(mistakes)),
-        }
-    }
-}
-
-/// Where the signers are, by the options.
-fn signer_sources(
-    options: &RunOptions,
-    note: &mut impl FnMut(&str, &dyn fmt::Display),
-) -> Option<SignerSources> {
-    let key = options
-        .ca_key
-        .parse()
-        .map_err(|e| note("--ca-key", &e))
-        .ok();
-    let mut namespaces = Vec::new();
-    let mut sound = true;
-    for given in &options.issuer {
-        match scoped_source(given) {
-            Ok(source) => namespaces.push(source),
-            Err(why) => {
-                sound = false;
-                note("--issuer", &why);
-            }
-        }
-    }
-    let default = IntermediateSource {
-        certificate: options.ca_cert.clone(),
-        key: key?,
-    };
-    sound.then(|| SignerSources {
-        root: options.root.clone(),
-        default,
-        namespaces,
-    })
-}
-
-/// `<namespace>=<folder>`.
-fn scoped_source(given: &str) -> Result<(NamespaceScope, IntermediateSource), String> {
-    let (scope, folder) = given
-        .split_once('=')
-        .ok_or_else(|| format!("{given:?}: give NAMESPACE=DIR"))?;
-    let scope = scope.parse().map_err(|e: ScopeFault| e.to_string())?;
-    let folder = Path::new(folder);
-    let (key, uri) = (folder.join("tls.key"), folder.join("pkcs11.uri"));
-    let key = match std::fs::read_to_string(&uri) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => KeySource::File(key),
-        Err(e) => return Err(format!("{}: {e}", uri.display())),
-        Ok(text) => text
-            .trim()
-            .parse()
-            .map_err(|e| format!("{}: {e}", uri.display()))?,
-    };
-    let certificate = folder.join("tls.crt");
-    Ok((scope, IntermediateSource { certificate, key }))
 }
 
 fn bad_time(given: &str) -> String {
