@@ -6,7 +6,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .btree_map(".")
         .compile_fds(protox::compile(["proto/policy.proto"], ["proto"])?)?;
-    let files = ["workload", "ca", "ads", "node", "worker"].map(|n| format!("proto/{n}.proto"));
+    let files = ["workload", "authorization", "ca", "ads", "node", "worker"]
+        .map(|n| format!("proto/{n}.proto"));
     let mut descriptors = protox::compile(files, ["proto"])?;
     descriptors
         .file

@@ -30,6 +30,11 @@ pub mod policy {
 pub mod worker {
     tonic::include_proto!("nodemesh.worker.v1");
 }
+/// Policy as data planes of Istio's take it.
+#[allow(missing_docs, unused_qualifications, clippy::all)]
+pub mod security {
+    tonic::include_proto!("istio.security");
+}
 /// Workload discovery.
 #[allow(missing_docs, unused_qualifications, clippy::all)]
 pub mod workload {
@@ -41,6 +46,13 @@ pub const ADDRESS_TYPE_URL: &str = "type.googleapis.com/istio.workload.Address";
 
 /// Type URL of [`policy::Policy`] in delta xDS.
 pub const POLICY_TYPE_URL: &str = "type.googleapis.com/nodemesh.policy.v1.Policy";
+
+/// Type URL of [`security::Authorization`] in delta xDS.
+pub const AUTHORIZATION_TYPE_URL: &str = "type.googleapis.com/istio.security.Authorization";
+
+/// Name under which a node subscribes, in delta xDS, to what it takes to serve its own pods: of
+/// [`ADDRESS_TYPE_URL`] and of [`POLICY_TYPE_URL`]. No resource has it.
+pub const OWN_NAME: &str = "nodemesh.dev/own";
 
 /// Version of the supervisor↔worker protocol. Either end refuses another major version
 /// and names both.

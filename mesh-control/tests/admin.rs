@@ -165,9 +165,9 @@ async fn a_pod_that_its_node_has_cut_off_reaches_nothing_whatever_policy_says() 
             .report(node, &report, Instant::now())
             .unwrap();
     };
-    let current = admin.registry.current();
     let node = |name: &str| {
         let uid = format!("Kubernetes//v1/Pod/shop/{name}");
+        let current = admin.registry.current();
         current.mesh().workload(&uid).unwrap().node.clone()
     };
     for (cut_off, errno) in [("cart-1", Some("EPERM")), ("web-1", None)] {

@@ -101,7 +101,8 @@ async fn names_aliases_and_what_does_not_exist() {
     let mut stream =
         Subscriber::open(&node, subscribe(&["/10.96.0.1", WEB_POD, "/10.9.9.9"])).await;
     let first = stream.next().await.unwrap();
-    assert_eq!(names(&first), [WEB_POD, CART_SERVICE]);
+    // A service comes with its workloads.
+    assert_eq!(names(&first), [CART_POD, WEB_POD, CART_SERVICE]);
     assert_eq!(first.removed_resources, ["/10.9.9.9"]);
 
     stream.send(subscribe(&[CART_SERVICE, "/fd00:1::1"])).await;
@@ -117,6 +118,8 @@ async fn names_aliases_and_what_does_not_exist() {
         ..subscribe(&[])
     };
     stream.send(drop).await;
+    let dropped = stream.next().await.unwrap();
+    assert_eq!(dropped.removed_resources, [WEB_POD]);
     // What comes into being later is pushed to who has asked; what was dropped is not.
     let later = MANIFESTS
         .replace("{podIPs: [{ip: 10.1.0.3}]}", "{podIPs: [{ip: 10.9.9.9}]}")

@@ -104,19 +104,19 @@ fn the_last_word_stays_until_the_pod_goes() {
     // Other manifests with the pod in them leave its health as it is.
     let sources = |text: &str| Directory::new(mesh(text));
     let other = MANIFESTS.replace("10.1.0.1}", "10.1.0.77}");
-    registry.set_sources(sources(&other), later);
+    registry.set_sources(&sources(&other), later);
     assert_eq!(health(&registry, WEB_POD), Some(Health::Unhealthy));
     // Gone and back: another pod of that name.
     let without = MANIFESTS.replace("name: web-1", "name: web-2");
-    registry.set_sources(sources(&without), later);
+    registry.set_sources(&sources(&without), later);
     assert_eq!(health(&registry, WEB_POD), None);
-    registry.set_sources(sources(MANIFESTS), later);
+    registry.set_sources(&sources(MANIFESTS), later);
     assert_eq!(health(&registry, WEB_POD), Some(Health::Healthy));
     // On another node: what the first one said no longer counts.
     let own = report(&[pod("web-1", true)]);
     registry.report("node-b", &own, later).unwrap();
     let moved = MANIFESTS.replace("nodeName: node-b", "nodeName: node-c");
-    registry.set_sources(sources(&moved), later);
+    registry.set_sources(&sources(&moved), later);
     assert_eq!(health(&registry, WEB_POD), Some(Health::Healthy));
 }
 
@@ -126,7 +126,7 @@ fn a_node_without_pods_is_forgotten_after_an_hour() {
     let start = Instant::now();
     registry.report("spare", &report(&[]), start).unwrap();
     let known = |now: Instant| {
-        registry.set_sources(Directory::new(mesh(MANIFESTS)), now);
+        registry.set_sources(&Directory::new(mesh(MANIFESTS)), now);
         let nodes = registry.status(now).nodes;
         nodes.iter().any(|node| node.name == "spare")
     };

@@ -3,9 +3,10 @@
 //! it again, and a change of the mesh takes effect for all types at once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use mesh_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use mesh_control::registry::{Directory, ResourceType};
+use mesh_control::registry::{Directory, Interest, ResourceType, StreamId};
 use mesh_control::xds::session::Session;
 use mesh_core::identity::Identity;
 use mesh_core::model::{Mesh, Workload};
@@ -30,6 +31,7 @@ fn name(kind: ResourceType, n: usize) -> String {
     match kind {
         ResourceType::Address => format!("c//v1/Pod/ns/p{n}"),
         ResourceType::Policy => format!("authorization/ns/a{n}"),
+        ResourceType::Istio => format!("ns/a{n}"),
     }
 }
 
@@ -113,16 +115,57 @@ impl Half {
 /// Both halves, and the stream's other end.
 struct Client {
     halves: BTreeMap<ResourceType, Half>,
+    stream: Stream,
+}
+
+/// A stream in the interest index, with the state that it is told of.
+struct Stream {
     session: Session,
+    interest: Interest,
+    id: StreamId,
     now: Directory,
+}
+
+impl Stream {
+    fn new(node: &str, now: Directory) -> Self {
+        let mut interest = Interest::default();
+        Self {
+            session: Session::new(node),
+            id: interest.join(),
+            interest,
+            now,
+        }
+    }
+
+    fn request(&mut self, request: &DeltaDiscoveryRequest) -> Vec<DeltaDiscoveryResponse> {
+        let answer = self.session.request(request, &self.now).unwrap();
+        self.interest.set_topics(self.id, self.session.topics());
+        answer
+    }
+
+    /// The mesh goes over to another state; only what the index finds is told.
+    fn change(&mut self, wanted: &Directory) -> Vec<DeltaDiscoveryResponse> {
+        let changed = self.now.apply(self.now.changes_to(wanted));
+        assert_eq!(self.now.version(), wanted.version());
+        self.interest.note(&changed, Instant::now());
+        let pending = self.interest.take(self.id);
+        let told = self.session.changed(&pending, &self.now);
+        self.interest.set_topics(self.id, self.session.topics());
+        told
+    }
+
+    fn reconnect(&mut self, node: &str) {
+        self.interest.leave(self.id);
+        self.id = self.interest.join();
+        self.session = Session::new(node);
+    }
 }
 
 impl Client {
     fn new(now: Directory) -> Self {
         Self {
             halves: ResourceType::ALL.map(|k| (k, Half::default())).into(),
-            session: Session::default(),
-            now,
+            stream: Stream::new("node-0", now),
         }
     }
 
@@ -135,7 +178,7 @@ impl Client {
     fn take(&mut self, batch: &[DeltaDiscoveryResponse], again: &[String]) {
         for (index, response) in batch.iter().enumerate() {
             assert_eq!(response.more, index + 1 < batch.len());
-            assert_eq!(response.system_version_info, **self.now.version());
+            assert_eq!(response.system_version_info, *self.stream.now.version());
             let kind = ResourceType::of_url(&response.type_url).unwrap();
             let half = self.half(kind);
             assert!(half.begun, "{kind:?} was not asked for");
@@ -158,7 +201,7 @@ impl Client {
         }
         half.held
             .retain(|name, _| half.wildcard || half.names.contains(name));
-        let answer = self.session.request(&asked, &self.now).unwrap();
+        let answer = self.stream.request(&asked);
         let again = match first {
             true => Vec::new(),
             false => asked.resource_names_subscribe.clone(),
@@ -173,8 +216,7 @@ impl Client {
     fn step(&mut self, step: Step) {
         match step {
             Step::Mesh(pods, policies) => {
-                self.now = directory(&pods, &policies);
-                let batch = self.session.changed(&self.now);
+                let batch = self.stream.change(&directory(&pods, &policies));
                 self.take(&batch, &[]);
             }
             Step::Subscribe(kind, some) => {
@@ -200,7 +242,7 @@ impl Client {
                 }
             }
             Step::Reconnect(kind) => {
-                self.session = Session::default();
+                self.stream.reconnect("node-0");
                 self.halves.values_mut().for_each(|half| half.begun = false);
                 self.ask(kind, vec![], vec![]);
             }
@@ -230,7 +272,7 @@ proptest! {
             client.step(step);
             for (kind, half) in &client.halves {
                 if half.begun {
-                    prop_assert_eq!(&half.held, &half.expected(*kind, &client.now));
+                    prop_assert_eq!(&half.held, &half.expected(*kind, &client.stream.now));
                 }
             }
         }
@@ -260,21 +302,21 @@ fn large_states_are_cut_into_one_batch_of_responses() {
             ..Workload::new(uid, format!("{n}"), identity())
         });
     }
-    let mut session = Session::default();
-    let empty = Directory::new(Mesh::default());
-    for kind in ResourceType::ALL {
+    let mut stream = Stream::new("node", Directory::new(Mesh::default()));
+    let kinds = [ResourceType::Address, ResourceType::Policy];
+    for kind in kinds {
         let first = request(kind, vec!["*".to_owned()], vec![]);
-        assert_batch(&session.request(&first, &empty).unwrap(), 0);
+        assert_batch(&stream.request(&first), 0);
     }
     let policies = directory(&[], &[Some(0), Some(1)]);
     for policy in policies.mesh().authorizations() {
         mesh.insert_authorization((**policy).clone());
     }
-    let change = session.changed(&Directory::new(mesh));
+    let change = stream.change(&Directory::new(mesh));
     assert!(change.len() > 2);
     assert_batch(&change, PODS + 2);
     let types: BTreeSet<_> = change.iter().map(|r| r.type_url.as_str()).collect();
-    assert_eq!(types, ResourceType::ALL.map(ResourceType::url).into());
+    assert_eq!(types, kinds.map(ResourceType::url).into());
 }
 
 #[test]

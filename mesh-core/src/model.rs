@@ -160,16 +160,16 @@ enum AddressOwner {
 
 impl Mesh {
     /// Puts in or replaces a workload. Returns whether anything changed.
-    pub fn insert_workload(&mut self, workload: Workload) -> bool {
+    pub fn insert_workload(&mut self, workload: impl Into<Arc<Workload>>) -> bool {
+        let workload = workload.into();
         if self
             .workloads
             .get(&workload.uid)
-            .is_some_and(|old| **old == workload)
+            .is_some_and(|old| *old == workload)
         {
             return false;
         }
-        self.remove_workload(&workload.uid.clone());
-        let workload = Arc::new(workload);
+        self.remove_workload(&workload.uid);
         for address in &workload.addresses {
             self.by_address
                 .insert(*address, AddressOwner::Workload(workload.uid.clone()));
@@ -200,16 +200,16 @@ impl Mesh {
     }
 
     /// Puts in or replaces a service. Returns whether anything changed.
-    pub fn insert_service(&mut self, service: Service) -> bool {
+    pub fn insert_service(&mut self, service: impl Into<Arc<Service>>) -> bool {
+        let service = service.into();
         if self
             .services
             .get(&service.key)
-            .is_some_and(|old| **old == service)
+            .is_some_and(|old| *old == service)
         {
             return false;
         }
-        self.remove_service(&service.key.clone());
-        let service = Arc::new(service);
+        self.remove_service(&service.key);
         for address in &service.addresses {
             self.by_address
                 .insert(*address, AddressOwner::Service(service.key.clone()));
@@ -226,12 +226,12 @@ impl Mesh {
     }
 
     /// Puts in or replaces an authorization policy. Returns whether anything changed.
-    pub fn insert_authorization(&mut self, policy: AuthorizationPolicy) -> bool {
+    pub fn insert_authorization(&mut self, policy: impl Into<Arc<AuthorizationPolicy>>) -> bool {
+        let policy = policy.into();
         let old = self.authorizations.get(&policy.key);
-        let news = old.is_none_or(|old| **old != policy);
+        let news = old.is_none_or(|old| *old != policy);
         if news {
-            self.authorizations
-                .insert(policy.key.clone(), Arc::new(policy));
+            self.authorizations.insert(policy.key.clone(), policy);
         }
         news
     }
@@ -242,12 +242,12 @@ impl Mesh {
     }
 
     /// Puts in or replaces an authentication scope. Returns whether anything changed.
-    pub fn insert_authentication(&mut self, policy: AuthenticationPolicy) -> bool {
+    pub fn insert_authentication(&mut self, policy: impl Into<Arc<AuthenticationPolicy>>) -> bool {
+        let policy = policy.into();
         let old = self.authentications.get(&policy.key);
-        let news = old.is_none_or(|old| **old != policy);
+        let news = old.is_none_or(|old| *old != policy);
         if news {
-            self.authentications
-                .insert(policy.key.clone(), Arc::new(policy));
+            self.authentications.insert(policy.key.clone(), policy);
         }
         news
     }

@@ -12,7 +12,7 @@ use mesh_api::{ADDRESS_TYPE_URL, POLICY_TYPE_URL};
 use mesh_control::admin::Admin;
 use mesh_control::audit::{Audit, Event};
 use mesh_control::ca::RequestedKey;
-use mesh_control::registry::{Directory, Registry};
+use mesh_control::registry::{Directory, Pending, Registry, ResourceType};
 use mesh_control::sources::manifests::{ManifestFault, parse};
 use mesh_control::tokens::TokenStore;
 use mesh_control::xds::session::Session;
@@ -101,12 +101,12 @@ pub(crate) fn manifests(bytes: &[u8]) {
 pub(crate) fn discovery_requests(bytes: &[u8]) {
     logs::check();
     DIRECTORIES.with(|directories| {
-        let (mut session, mut shown, mut nonce) = (Session::default(), 0, 0u64);
+        let (mut session, mut shown, mut nonce) = (Session::new("node-a"), 0, 0u64);
         let audit = Audit::default();
         for piece in Input(bytes).pieces() {
             let responses = if piece.is_empty() {
                 shown = 1 - shown;
-                session.changed(&directories[shown])
+                session.changed(&everything(directories), &directories[shown])
             } else {
                 let Ok(request) = DeltaDiscoveryRequest::decode(piece) else {
                     continue;
@@ -130,6 +130,23 @@ pub(crate) fn discovery_requests(bytes: &[u8]) {
             }
         }
     });
+}
+
+/// As if all that is in any of these had changed.
+fn everything(directories: &[Directory]) -> Pending {
+    let names = directories.iter().flat_map(|directory| {
+        let all = ResourceType::ALL.into_iter();
+        all.flat_map(|kind| {
+            directory
+                .resources(kind)
+                .map(move |r| (kind, r.name.clone()))
+        })
+    });
+    Pending {
+        names: names.collect(),
+        plan: true,
+        since: None,
+    }
 }
 
 /// Signing requests: what is taken is a key of a kind that the mesh signs.

@@ -19,11 +19,12 @@ const MAX_ENDPOINTS: usize = 1_000;
 const MAX_ENDPOINTS_LEN: usize = MAX_PACKET - 8 * 1024;
 
 impl View {
-    /// Where `address:port` leads.
-    pub(super) fn destination(&self, address: IpAddr, port: u16) -> Destination {
+    /// Where `address:port` leads; `None` where control has not said yet.
+    pub(super) fn destination(&self, address: IpAddr, port: u16) -> Option<Destination> {
         let (known, service, endpoints) = match self.mesh.resolve(address, port) {
             Resolution::Workload(endpoint) => (true, None, vec![endpoint]),
             Resolution::Service(key, endpoints) => (true, Some(key), endpoints),
+            Resolution::Unknown if !self.answered.contains(&address) => return None,
             Resolution::Unknown => (false, None, Vec::new()),
         };
         let mut endpoints: Vec<Endpoint> = endpoints.iter().map(|e| self.endpoint(e)).collect();
@@ -34,7 +35,7 @@ impl View {
             let traffic = service_of(key).and_then(|service| traffic_to_wire(&service.traffic));
             traffic.unwrap_or_default()
         });
-        Destination {
+        Some(Destination {
             address: address_to_bytes(&address),
             port: u32::from(port),
             endpoints,
@@ -42,7 +43,7 @@ impl View {
             service: service.map_or_else(String::new, |key| key.to_string()),
             ttl_ms: if negative { NEGATIVE_TTL_MS } else { 0 },
             traffic,
-        }
+        })
     }
 
     fn endpoint(&self, endpoint: &model::Endpoint) -> Endpoint {
@@ -77,21 +78,23 @@ impl View {
         }
     }
 
-    /// Who a peer is.
-    pub(super) fn source(&self, address: IpAddr) -> SourceInfo {
+    /// Who a peer is; `None` where control has not said yet.
+    pub(super) fn source(&self, address: IpAddr) -> Option<SourceInfo> {
         let unknown = SourceInfo {
             address: address_to_bytes(&address),
             ..SourceInfo::default()
         };
         match self.mesh.workload_at(address) {
-            None => unknown,
-            Some(workload) => SourceInfo {
+            // A service's address is nobody's to call from.
+            None if self.mesh.service_at(address).is_some() => Some(unknown),
+            None => self.answered.contains(&address).then_some(unknown),
+            Some(workload) => Some(SourceInfo {
                 known: true,
                 identity: workload.identity.to_string(),
                 labels: workload.labels.clone(),
                 services: services_of(workload),
                 ..unknown
-            },
+            }),
         }
     }
 }
@@ -158,9 +161,9 @@ mod tests {
 
     fn view_of(workloads: Vec<Workload>) -> Discovery {
         let discovery = Discovery::new("a", &[]);
-        discovery.update("1", |mesh| {
+        discovery.update("1", |view| {
             for workload in workloads {
-                mesh.insert_workload(workload);
+                view.mesh.insert_workload(workload);
             }
             Touched::default()
         });
@@ -171,17 +174,36 @@ mod tests {
     fn an_answer_names_the_identity_to_insist_on_and_what_policy_may_ask() {
         let discovery = view_of(vec![workload("u", 2)]);
         let found = discovery.view().destination(CART.parse().unwrap(), 80);
+        let found = found.unwrap();
         assert!(found.known && found.ttl_ms == 0 && found.traffic.is_none());
         let endpoint = &found.endpoints[0];
         assert_eq!(endpoint.identity, "spiffe://cluster.local/ns/shop/sa/cart");
         assert_eq!(endpoint.labels["app"], "cart");
         assert_eq!(endpoint.services, ["shop/cart"]);
-        let source = discovery.view().source(CART.parse().unwrap());
+        let source = discovery.view().source(CART.parse().unwrap()).unwrap();
         assert_eq!(
             (&source.labels, &source.services),
             (&endpoint.labels, &endpoint.services)
         );
-        assert!(!discovery.view().source("10.9.9.9".parse().unwrap()).known);
+    }
+
+    #[test]
+    fn nothing_is_said_of_an_address_that_control_has_not_spoken_of() {
+        let discovery = view_of(vec![workload("u", 2)]);
+        let nobody = "10.9.9.9".parse().unwrap();
+        let (destination, source) = {
+            let view = discovery.view();
+            (view.destination(nobody, 80), view.source(nobody))
+        };
+        assert_eq!((destination, source), (None, None));
+        discovery.update("2", |view| {
+            view.answered.insert(nobody);
+            Touched::default()
+        });
+        let view = discovery.view();
+        let destination = view.destination(nobody, 80).unwrap();
+        assert!(!destination.known && destination.ttl_ms == NEGATIVE_TTL_MS);
+        assert!(!view.source(nobody).unwrap().known);
     }
 
     #[test]
@@ -192,6 +214,7 @@ mod tests {
         };
         let discovery = view_of(vec![plain]);
         let found = discovery.view().destination(CART.parse().unwrap(), 80);
+        let found = found.unwrap();
         assert!(found.known && found.ttl_ms == NEGATIVE_TTL_MS);
         assert!(!found.endpoints[0].hbone);
         assert_eq!(found.endpoints[0].services, ["shop/cart"]);
@@ -220,13 +243,14 @@ mod tests {
             },
         };
         for (balancing, told) in [(Balancing::LeastRequests, 0), (Balancing::RoundRobin, 1)] {
-            discovery.update("2", |mesh| {
-                mesh.insert_service(service(balancing));
+            discovery.update("2", |view| {
+                view.mesh.insert_service(service(balancing));
                 Touched::default()
             });
             let found = discovery
                 .view()
-                .destination("10.96.0.2".parse().unwrap(), 80);
+                .destination("10.96.0.2".parse().unwrap(), 80)
+                .unwrap();
             assert_eq!(found.traffic.unwrap().balancing, told);
             let unhealthy: Vec<bool> = found.endpoints.iter().map(|e| e.unhealthy).collect();
             assert_eq!(

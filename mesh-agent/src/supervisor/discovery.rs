@@ -1,10 +1,14 @@
 //! What discovery says, shared by the pods' tasks: one view, and a signal for its changes.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use mesh_core::model::{Locality, Mesh, Service, Workload};
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::asked::{Asked, Asking};
 
 /// Namespace and name of the service that DNS is asked of.
 const DNS_SERVICE: (&str, &str) = ("kube-system", "kube-dns");
@@ -12,8 +16,11 @@ const DNS_SERVICE: (&str, &str) = ("kube-system", "kube-dns");
 /// What discovery says at one time, with what follows from it for this node.
 #[derive(Debug, Default)]
 pub(super) struct View {
-    /// The model.
+    /// The model: this node's part of the mesh.
     pub(super) mesh: Mesh,
+    /// Addresses of which control has said who is there, if anybody: where the model has nobody
+    /// at one of these, nobody is there. Of others that can't be said.
+    pub(super) answered: HashSet<IpAddr>,
     /// Version of the mesh, as control gives it.
     pub(super) version: Arc<str>,
     /// Grows whenever any policy changes.
@@ -47,9 +54,7 @@ fn resolvers(mesh: &Mesh, configured: &[IpAddr]) -> Vec<IpAddr> {
     let is_dns = |s: &&Arc<Service>| (s.namespace.as_str(), s.name.as_str()) == DNS_SERVICE;
     for service in mesh.services().filter(is_dns) {
         found.extend(&service.addresses);
-        let endpoints = mesh
-            .workloads()
-            .filter(|workload| workload.services.contains_key(&service.key));
+        let endpoints = mesh.members(&service.key);
         found.extend(endpoints.flat_map(|workload| &workload.addresses));
     }
     let mut seen = std::collections::BTreeSet::new();
@@ -70,7 +75,10 @@ pub(super) struct Touched {
 #[derive(Debug)]
 pub(super) struct Discovery {
     view: RwLock<View>,
+    asked: Arc<Asked>,
     resolvers: Vec<IpAddr>,
+    /// Control tells of the resolvers, whoever uses them.
+    _resolvers: Vec<Asking>,
     /// 0 until discovery is known; grows with every change.
     changes: watch::Sender<u64>,
 }
@@ -82,8 +90,12 @@ impl Discovery {
             node: node.to_owned(),
             ..View::default()
         };
+        let asked = Arc::new(Asked::default());
+        let asking = resolvers.iter().filter_map(|address| asked.ask(*address));
         Self {
             view: RwLock::new(view),
+            _resolvers: asking.collect(),
+            asked,
             resolvers: resolvers.to_vec(),
             changes: watch::Sender::new(0),
         }
@@ -92,6 +104,11 @@ impl Discovery {
     /// What is known. Not to be held across an await.
     pub(super) fn view(&self) -> RwLockReadGuard<'_, View> {
         self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What control is asked about.
+    pub(super) fn asked(&self) -> &Arc<Asked> {
+        &self.asked
     }
 
     /// What is known; `None` while nothing is: without discovery, "not in the model" means
@@ -111,15 +128,31 @@ impl Discovery {
     }
 
     /// Goes over to a version in one step and wakes whoever waits for changes.
-    pub(super) fn update(&self, version: &str, change: impl FnOnce(&mut Mesh) -> Touched) {
-        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
-        let touched = change(&mut view.mesh);
+    pub(super) fn update(&self, version: &str, change: impl FnOnce(&mut View) -> Touched) {
+        let mut view = self.write();
+        let touched = change(&mut view);
         view.policies += u64::from(touched.policies);
         view.places += u64::from(touched.places);
         view.version = version.into();
         view.derive(&self.resolvers);
         drop(view);
         self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Forgets the addresses that nobody has used since `before`, and returns them. Who asks
+    /// again from now on gets no answer that is no longer kept up to date.
+    pub(super) fn forget_unused(&self, before: Instant) -> Vec<IpAddr> {
+        // Nobody asks while this is held: they all look at the view.
+        let mut view = self.write();
+        let unused = self.asked.take_unused(before);
+        for address in &unused {
+            view.answered.remove(address);
+        }
+        unused
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, View> {
+        self.view.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -133,7 +166,8 @@ mod tests {
         let configured: IpAddr = "169.254.20.10".parse().unwrap();
         let discovery = Discovery::new("a", &[configured]);
         let key: Arc<str> = "kube-system/kube-dns.kube-system.svc".into();
-        discovery.update("1", |mesh| {
+        discovery.update("1", |view| {
+            let mesh = &mut view.mesh;
             let domain = "cluster.local".parse().unwrap();
             let identity = Identity::new(domain, "kube-system", "dns").unwrap();
             mesh.insert_workload(Workload {

@@ -1,6 +1,7 @@
 //! The one discovery stream, and the last good state on disk. While control is away that
 //! state stays.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +13,11 @@ use mesh_core::identity::TrustDomain;
 use metrics::{counter, gauge};
 use prost::Message;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, interval, sleep, sleep_until};
 use tonic::Streaming;
 use tonic::transport::Channel;
 
+use super::asked::LINGER;
 use super::backoff::{Backoff, random};
 use super::config::Config;
 use super::control::{Control, FIRST_RETRY, LONGEST_RETRY};
@@ -30,8 +32,8 @@ const SNAPSHOT_DELAY: Duration = Duration::from_millis(500);
 /// Largest discovery response, in bytes.
 const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 const SNAPSHOT_FILE: &str = "discovery.pb";
-/// Requests that may wait: two subscriptions, then one answer to each response.
-const REQUESTS: usize = 16;
+/// How often addresses that nobody uses are looked for.
+const SWEEP: Duration = Duration::from_secs(15);
 
 /// Follows discovery, for ever.
 pub(super) async fn follow(control: Arc<Control>, config: Arc<Config>, discovery: Arc<Discovery>) {
@@ -77,7 +79,7 @@ struct Follower<'a> {
 }
 
 type Opened = (
-    mpsc::Sender<DeltaDiscoveryRequest>,
+    mpsc::UnboundedSender<DeltaDiscoveryRequest>,
     Streaming<DeltaDiscoveryResponse>,
 );
 
@@ -109,6 +111,8 @@ impl Follower<'_> {
                     "control: going on from the last good state"
                 );
                 self.xds = Some(xds);
+                let asked = self.discovery.asked();
+                asked.restore(commit.answered.iter().copied(), Instant::now());
                 self.report_faults(&faults);
                 self.change(commit);
             }
@@ -120,11 +124,16 @@ impl Follower<'_> {
 
     /// Brings a commit into effect.
     fn change(&mut self, commit: Commit) {
-        let Commit { version, changes } = commit;
-        self.discovery.update(&version, |mesh| {
+        let Commit {
+            version,
+            changes,
+            answered,
+        } = commit;
+        self.discovery.update(&version, |view| {
+            view.answered.extend(answered);
             let mut touched = Touched::default();
             for change in changes {
-                let by_it = change.apply(mesh);
+                let by_it = change.apply(&mut view.mesh);
                 touched.policies |= by_it.policies;
                 touched.places |= by_it.places;
             }
@@ -174,14 +183,17 @@ impl Follower<'_> {
     }
 
     async fn open(&mut self, channel: Channel) -> Result<Opened, tonic::Status> {
-        let (requests, mut outgoing) = mpsc::channel(REQUESTS);
-        let first = self
-            .xds
-            .as_mut()
-            .map(|xds| xds.subscribe(&self.config.node));
+        // There are as many requests as control sends responses and workers ask questions. To wait
+        // for control to read them, while it waits for its responses to be read, could last.
+        let (requests, mut outgoing) = mpsc::unbounded_channel();
+        let new = self.discovery.asked().take_new();
+        let first = self.xds.as_mut().map(|xds| {
+            xds.ask(&new, &[]);
+            xds.subscribe(&self.config.node)
+        });
         for request in first.into_iter().flatten() {
-            // There is room: it is new.
-            let _ = requests.try_send(request);
+            // Its other end is in this function.
+            let _ = requests.send(request);
         }
         let mut client = AggregatedDiscoveryServiceClient::new(channel)
             .max_decoding_message_size(MAX_RESPONSE)
@@ -193,24 +205,43 @@ impl Follower<'_> {
 
     async fn receive(
         &mut self,
-        requests: mpsc::Sender<DeltaDiscoveryRequest>,
+        requests: mpsc::UnboundedSender<DeltaDiscoveryRequest>,
         mut responses: Streaming<DeltaDiscoveryResponse>,
     ) -> String {
+        let discovery = self.discovery;
+        let mut sweep = interval(SWEEP);
+        // What was used before is given its time on this stream, too.
+        let begun = Instant::now();
         loop {
             let never = Instant::now() + Duration::from_secs(3600);
-            tokio::select! {
+            let request = tokio::select! {
                 message = responses.message() => match message {
-                    Ok(Some(response)) => {
-                        if requests.send(self.take(response)).await.is_err() {
-                            return "the stream was closed".to_owned();
-                        }
-                    }
+                    Ok(Some(response)) => Some(self.take(response)),
                     Ok(None) => return "control ended the stream".to_owned(),
                     Err(status) => return explain(&status),
                 },
-                () = sleep_until(self.snapshot_due.unwrap_or(never)) => self.save(),
+                () = discovery.asked().news() => self.ask(&[]),
+                now = sweep.tick() => match now.checked_sub(LINGER) {
+                    Some(before) if begun <= before => self.ask(&discovery.forget_unused(before)),
+                    _ => None,
+                },
+                () = sleep_until(self.snapshot_due.unwrap_or(never)) => {
+                    self.save();
+                    None
+                }
+            };
+            if let Some(request) = request
+                && requests.send(request).is_err()
+            {
+                return "the stream was closed".to_owned();
             }
         }
+    }
+
+    /// Asks control about addresses that are new, and no more about `unused`.
+    fn ask(&mut self, unused: &[IpAddr]) -> Option<DeltaDiscoveryRequest> {
+        let new = self.discovery.asked().take_new();
+        self.xds.as_mut()?.ask(&new, unused)
     }
 
     fn take(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {

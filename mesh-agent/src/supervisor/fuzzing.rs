@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use mesh_api::ads::DeltaDiscoveryResponse;
 use mesh_api::worker::to_supervisor::Message as FromWorker;
@@ -49,7 +50,10 @@ pub fn worker_messages<'a>(packets: impl Iterator<Item = &'a [u8]>) {
         unreachable!("both are names");
     };
     let (mut legacy, mut counters) = (Legacy::default(), Counters::default());
-    let (mut lookups, mut lines) = (Lookups::default(), LineBudget::new(Instant::now()));
+    let (mut lookups, mut lines) = (
+        Lookups::new(Arc::default()),
+        LineBudget::new(Instant::now()),
+    );
     let mut view = View::default();
     let cart = Workload {
         addresses: vec![[10, 0, 0, 2].into()],

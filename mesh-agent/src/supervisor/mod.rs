@@ -15,12 +15,13 @@
 //!   `follow` follows discovery (`xds`) into the one view of it (`discovery`); `csr` has the
 //!   workers' certificates signed; `node_report` tells control how the pods are;
 //! - of that view a worker is told its pod's policy (`rules`) and what it asks for (`lookups`,
-//!   `answers`), in batches that take effect at once (`packets`); the kernel programs are told what
+//!   `answers`), of which control is asked (`asked`), in batches that take effect at once (`packets`); the kernel programs are told what
 //!   they can decide (`kernel_rules`).
 
 mod adopt;
 mod allotment;
 mod answers;
+mod asked;
 mod backoff;
 mod boot;
 mod budget;

@@ -69,7 +69,7 @@ fn put(mesh: &mut Mesh, key: &str) -> Touched {
 
 /// The mesh goes over to another version.
 fn change(discovery: &Discovery, version: &str, change: impl FnOnce(&mut Mesh) -> Touched) {
-    discovery.update(version, change);
+    discovery.update(version, |view| change(&mut view.mesh));
 }
 
 fn start() -> (Discovery, Rules) {

@@ -14,6 +14,7 @@ use crate::workload as wire;
 
 pub mod budget;
 pub mod policy;
+pub mod security;
 
 /// The network that every workload of a mesh without network names is in.
 const NETWORK: &str = "";

@@ -125,7 +125,6 @@ impl Admin {
                 port,
                 protocol,
             } => {
-                let directory = self.registry.current();
                 let asked = why::Asked {
                     source,
                     destination,
@@ -133,6 +132,7 @@ impl Admin {
                     protocol: *protocol,
                 };
                 let cut_off = self.registry.cut_off();
+                let directory = self.registry.current();
                 match asked.answer(directory.mesh(), &self.resolvers, &cut_off) {
                     Ok(why) => Response {
                         why: Some(why),

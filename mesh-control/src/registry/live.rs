@@ -1,21 +1,26 @@
 //! The state of the mesh as it is served: what the sources say, and over it the health that
 //! nodes report of their own pods.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mesh_api::STATE_CUT_OFF;
 use mesh_api::admin::{NodeStatus, PodStatus, Status};
 use mesh_api::node::NodeReport;
-use mesh_core::model::{Enrolment, Health, Mesh, Workload, WorkloadUid};
-use tokio::sync::watch;
+use mesh_core::model::{Enrolment, Health, Workload, WorkloadUid};
+use tokio::sync::{Notify, watch};
 
-use super::Directory;
 use super::report::{NodeRecord, TooManyReports};
+use super::{
+    Change, Changed, Directory, Interest, Pending, Resource, ResourceType, StreamId, Subject, Topic,
+};
 
 /// A node without pods that has been silent for so long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
+/// How often nodes are looked through for those.
+const FORGET_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The state of the mesh, fed by the sources and by nodes' reports.
 ///
@@ -25,47 +30,79 @@ const FORGET_AFTER: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub struct Registry {
     state: Mutex<State>,
-    served: watch::Sender<Arc<Directory>>,
+    version: watch::Sender<Arc<str>>,
 }
 
 #[derive(Debug)]
 struct State {
-    sources: Arc<Directory>,
+    served: Directory,
+    /// Of pods that are served as unhealthy: what the sources say.
+    unhealthy: BTreeMap<WorkloadUid, Arc<Resource>>,
     nodes: BTreeMap<String, NodeRecord>,
+    interest: Interest,
+    news: HashMap<StreamId, Arc<Notify>>,
+    looked_through: Option<Instant>,
+}
+
+/// The state that is served now. Nothing changes while it is held.
+pub struct View<'a>(MutexGuard<'a, State>);
+
+impl Deref for View<'_> {
+    type Target = Directory;
+
+    fn deref(&self) -> &Directory {
+        &self.0.served
+    }
 }
 
 impl Registry {
     /// Serves what the sources say.
     #[must_use]
     pub fn new(sources: Directory) -> Self {
-        let sources = Arc::new(sources);
         Self {
-            served: watch::Sender::new(sources.clone()),
+            version: watch::Sender::new(sources.version()),
             state: Mutex::new(State {
-                sources,
+                served: sources,
+                unhealthy: BTreeMap::new(),
                 nodes: BTreeMap::new(),
+                interest: Interest::default(),
+                news: HashMap::new(),
+                looked_through: None,
             }),
         }
     }
 
-    /// The state that is served, and its changes.
+    /// The version that is served, and its changes.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Arc<Directory>> {
-        self.served.subscribe()
+    pub fn subscribe(&self) -> watch::Receiver<Arc<str>> {
+        self.version.subscribe()
     }
 
-    /// The state that is served now.
+    /// The state that is served now. Not to be held across an await.
     #[must_use]
-    pub fn current(&self) -> Arc<Directory> {
-        self.served.borrow().clone()
+    pub fn current(&self) -> View<'_> {
+        View(self.lock())
     }
 
-    /// Takes what the sources say now.
-    pub fn set_sources(&self, sources: Directory, now: Instant) {
+    /// Takes all that the sources say now.
+    pub fn set_sources(&self, sources: &Directory, now: Instant) {
         let mut state = self.lock();
-        state.sources = Arc::new(sources);
+        let mut changes = state.served.changes_to(sources);
+        // What differs in health alone is what a node has said.
+        changes.retain(|change| match change {
+            Change::Put(resource) => state
+                .unhealthy
+                .get(&resource.name)
+                .is_none_or(|told| told.version != resource.version),
+            Change::Remove(..) => true,
+        });
+        self.change(&mut state, changes, now);
         state.forget(now);
-        self.publish(&state);
+    }
+
+    /// Takes what the sources say is another now.
+    pub fn apply(&self, changes: Vec<Change>, now: Instant) {
+        self.change(&mut self.lock(), changes, now);
     }
 
     /// Takes the report of a node.
@@ -79,12 +116,16 @@ impl Registry {
         now: Instant,
     ) -> Result<(), TooManyReports> {
         let mut state = self.lock();
-        let State { sources, nodes } = &mut *state;
+        let State { served, nodes, .. } = &mut *state;
         let record = nodes
             .entry(node.to_owned())
             .or_insert_with(|| NodeRecord::new(now));
-        record.take(node, report, sources.mesh(), now)?;
-        self.publish(&state);
+        let before: Vec<WorkloadUid> = record.pods.keys().cloned().collect();
+        record.take(node, report, served.mesh(), now)?;
+        let after = record.pods.keys().cloned();
+        let pods: BTreeSet<WorkloadUid> = before.into_iter().chain(after).collect();
+        let changes = pods.iter().filter_map(|uid| state.overlaid(uid)).collect();
+        self.change(&mut state, changes, now);
         Ok(())
     }
 
@@ -92,12 +133,12 @@ impl Registry {
     #[must_use]
     pub fn status(&self, now: Instant) -> Status {
         let state = self.lock();
-        let served = self.current();
-        let mesh = served.mesh();
+        let mesh = state.served.mesh();
+        let version = state.served.version();
         let mut nodes: BTreeMap<&str, NodeStatus> = BTreeMap::new();
         for (name, record) in &state.nodes {
             let status = nodes.entry(name).or_default();
-            status.report = Some(record.status(served.version(), now));
+            status.report = Some(record.status(&version, now));
         }
         for workload in mesh.workloads() {
             let record = state.nodes.get(&workload.node);
@@ -119,7 +160,7 @@ impl Registry {
         };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            discovery_version: served.version().to_string(),
+            discovery_version: version.to_string(),
             workloads: mesh.workloads().count(),
             services: mesh.services().count(),
             policies: mesh.authorizations().count() + mesh.authentications().count(),
@@ -137,53 +178,144 @@ impl Registry {
             .collect()
     }
 
-    /// Serves what is known now, if that is news.
-    fn publish(&self, state: &State) {
-        let unhealthy = state.unhealthy();
-        let now = match unhealthy.is_empty() {
-            true => state.sources.clone(),
-            false => Arc::new(state.sources.with_workloads(unhealthy)),
-        };
-        self.served.send_if_modified(|served| {
-            let news = served.version() != now.version();
-            if news {
-                log_health(served.mesh(), now.mesh());
-                *served = now;
+    /// A stream has begun; `news` is notified when there is something to tell it.
+    pub(crate) fn join(&self, news: Arc<Notify>) -> StreamId {
+        let mut state = self.lock();
+        let id = state.interest.join();
+        state.news.insert(id, news);
+        id
+    }
+
+    /// A stream has ended.
+    pub(crate) fn leave(&self, id: StreamId) {
+        let mut state = self.lock();
+        state.interest.leave(id);
+        state.news.remove(&id);
+    }
+
+    /// What a stream is told of the state now, by what has changed for it; and what it has an
+    /// interest in from then on, where that is another.
+    pub(crate) fn tell<T>(
+        &self,
+        id: StreamId,
+        tell: impl FnOnce(&Directory, &Pending) -> (T, Option<BTreeSet<Topic>>),
+    ) -> T {
+        let mut state = self.lock();
+        let pending = state.interest.take(id);
+        let (told, topics) = tell(&state.served, &pending);
+        if let Some(topics) = topics {
+            state.interest.set_topics(id, topics);
+        }
+        told
+    }
+
+    /// Makes changes of the sources, or of health, and wakes those that they concern.
+    fn change(&self, state: &mut State, changes: Vec<Change>, now: Instant) {
+        let changes = changes.into_iter().map(|change| state.over(change));
+        let changes: Vec<Change> = changes.collect();
+        let changed = state.served.apply(changes);
+        if changed.is_empty() {
+            return;
+        }
+        for one in &changed {
+            state.moved(one);
+            log_health(one);
+        }
+        for id in state.interest.note(&changed, now) {
+            if let Some(news) = state.news.get(&id) {
+                news.notify_one();
             }
-            news
-        });
+        }
+        state.forget_sometimes(now);
+        self.version.send_replace(state.served.version());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing is left half done: each change is one assignment.
+        // Nothing is left half done but by a bug in memory.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// The workloads whose health is not what the sources say, as they are to be served. A node
-    /// counts for the pods that are bound to it now.
-    fn unhealthy(&self) -> Vec<Workload> {
-        let pods = self.nodes.iter().flat_map(|(node, record)| {
-            let unhealthy = record.pods.iter().filter(|(_, pod)| pod.unhealthy);
-            unhealthy.map(move |(uid, _)| (node, uid))
+    /// A change of the sources, with what nodes say over it.
+    fn over(&mut self, change: Change) -> Change {
+        match change {
+            Change::Put(resource) => Change::Put(self.with_health(resource)),
+            Change::Remove(kind, name) => {
+                if kind == ResourceType::Address {
+                    self.unhealthy.remove(&name);
+                }
+                Change::Remove(kind, name)
+            }
+        }
+    }
+
+    /// What is served of a resource of the sources.
+    fn with_health(&mut self, resource: Arc<Resource>) -> Arc<Resource> {
+        let Subject::Workload(workload, _) = &resource.subject else {
+            return resource;
+        };
+        if !self.says_unhealthy(workload) {
+            self.unhealthy.remove(&resource.name);
+            return resource;
+        }
+        let served = Resource::workload(Workload {
+            health: Health::Unhealthy,
+            ..Workload::clone(workload)
         });
-        pods.filter_map(|(node, uid)| {
-            let workload = self.sources.mesh().workload(uid)?;
-            (workload.node == *node).then(|| Workload {
-                health: Health::Unhealthy,
-                ..Workload::clone(workload)
-            })
-        })
-        .collect()
+        self.unhealthy.insert(resource.name.clone(), resource);
+        Arc::new(served)
+    }
+
+    /// What the sources say of a pod of which a node has just spoken, to be served anew if that is
+    /// news.
+    fn overlaid(&self, uid: &str) -> Option<Change> {
+        let served = self.served.resource(ResourceType::Address, uid)?;
+        let source = self.unhealthy.get(uid);
+        let Subject::Workload(workload, _) = &served.subject else {
+            return None;
+        };
+        let news = self.says_unhealthy(workload) != source.is_some();
+        news.then(|| Change::Put(source.unwrap_or(served).clone()))
+    }
+
+    /// What the node of a workload says of it. A node counts for the pods that are bound to it
+    /// now.
+    fn says_unhealthy(&self, workload: &Workload) -> bool {
+        let record = self.nodes.get(&workload.node);
+        let told = record.and_then(|record| record.pods.get(&workload.uid));
+        told.is_some_and(|pod| pod.unhealthy)
+    }
+
+    /// A pod that is gone, or has gone to another node, is none that its node speaks for.
+    fn moved(&mut self, changed: &Changed) {
+        let (Some(old), new) = (&changed.old, &changed.new) else {
+            return;
+        };
+        if let Subject::Workload(old, _) = &old.subject {
+            let stays = new.as_ref().is_some_and(
+                |new| matches!(&new.subject, Subject::Workload(new, _) if new.node == old.node),
+            );
+            if let Some(record) = self.nodes.get_mut(&old.node).filter(|_| !stays) {
+                record.pods.remove(&old.uid);
+            }
+        }
+    }
+
+    fn forget_sometimes(&mut self, now: Instant) {
+        let due = self
+            .looked_through
+            .is_none_or(|at| now.saturating_duration_since(at) >= FORGET_INTERVAL);
+        if due {
+            self.forget(now);
+        }
     }
 
     fn forget(&mut self, now: Instant) {
-        let mesh = self.sources.mesh();
-        let bound: BTreeSet<&str> = mesh.workloads().map(|w| w.node.as_str()).collect();
+        self.looked_through = Some(now);
+        let served = &self.served;
         self.nodes.retain(|node, record| {
-            record.forget_pods(node, mesh);
-            bound.contains(node.as_str()) || record.age(now) < FORGET_AFTER
+            served.on_node(node).next().is_some() || record.age(now) < FORGET_AFTER
         });
     }
 }
@@ -196,19 +328,24 @@ fn enrolment(level: Enrolment) -> &'static str {
     }
 }
 
-/// Says which pods changed their health.
-fn log_health(before: &Mesh, now: &Mesh) {
-    for workload in now.workloads() {
-        let old = before.workload(&workload.uid).map(|w| w.health);
-        let (pod, node) = (&workload.uid, &workload.node);
-        match (old.unwrap_or_default(), workload.health) {
-            (Health::Healthy, Health::Unhealthy) => {
-                tracing::warn!(%pod, node, "endpoint unhealthy, by its node's checks");
-            }
-            (Health::Unhealthy, Health::Healthy) => {
-                tracing::info!(%pod, node, "endpoint healthy again");
-            }
-            _ => {}
+/// Says whether a pod changed its health.
+fn log_health(changed: &Changed) {
+    let workload = |side: &Option<Arc<Resource>>| match side.as_ref().map(|r| &r.subject) {
+        Some(Subject::Workload(workload, _)) => Some(workload.clone()),
+        _ => None,
+    };
+    let Some(now) = workload(&changed.new) else {
+        return;
+    };
+    let before = workload(&changed.old).map(|workload| workload.health);
+    let (pod, node) = (&now.uid, &now.node);
+    match (before.unwrap_or_default(), now.health) {
+        (Health::Healthy, Health::Unhealthy) => {
+            tracing::warn!(%pod, node, "endpoint unhealthy, by its node's checks");
         }
+        (Health::Unhealthy, Health::Healthy) => {
+            tracing::info!(%pod, node, "endpoint healthy again");
+        }
+        _ => {}
     }
 }

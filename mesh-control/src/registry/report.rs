@@ -84,12 +84,6 @@ impl NodeRecord {
         }
     }
 
-    /// Drops pods that are gone, or that have gone to another node.
-    pub(super) fn forget_pods(&mut self, name: &str, mesh: &Mesh) {
-        self.pods
-            .retain(|uid, _| mesh.workload(uid).is_some_and(|w| w.node == name));
-    }
-
     /// How long ago it reported.
     pub(super) fn age(&self, now: Instant) -> Duration {
         now.duration_since(self.last)

@@ -35,6 +35,8 @@ use tls::OwnCertificate;
 const MAX_REQUEST_LEN: usize = 64 * 1024;
 /// Largest report of a node, in bytes: room for some 500 pods.
 const MAX_REPORT_LEN: usize = 256 * 1024;
+/// Largest discovery request, in bytes: a node that connects again names all that it holds.
+const MAX_DISCOVERY_LEN: usize = 64 * 1024 * 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Calls at a time on one connection.
@@ -119,14 +121,14 @@ impl Server {
         let signing = signing::Signing {
             gate: gate.clone(),
             authority: self.authority,
-            directory: self.registry.subscribe(),
+            registry: self.registry.clone(),
             audit: self.audit.clone(),
             nodes: Meter::new(self.limits.node),
             identities: Meter::new(self.limits.identity),
         };
         let discovery = Discovery {
             gate,
-            directory: self.registry.subscribe(),
+            registry: self.registry,
             audit: self.audit,
             stopping: stopping.clone(),
         };
@@ -139,7 +141,10 @@ impl Server {
                 IstioCertificateServiceServer::new(signing)
                     .max_decoding_message_size(MAX_REQUEST_LEN),
             )
-            .add_service(AggregatedDiscoveryServiceServer::new(discovery));
+            .add_service(
+                AggregatedDiscoveryServiceServer::new(discovery)
+                    .max_decoding_message_size(MAX_DISCOVERY_LEN),
+            );
         let stop = |mut stopping: watch::Receiver<bool>| async move {
             // A dropped sender stops the server as well.
             let _ = stopping.wait_for(|stop| *stop).await;

@@ -9,7 +9,6 @@ use mesh_core::attestation::{AttestationRefusal, attest};
 use mesh_core::identity::{Identity, NodeIdentity};
 use mesh_core::model::Mesh;
 use prost_types::value::Kind;
-use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use super::caller::Gate;
@@ -17,7 +16,7 @@ use super::meter::{Meter, TooMany};
 use crate::audit::{Audit, Event};
 use crate::ca::{Authority, Issued, RequestedKey};
 use crate::refusal::{Refusal, Refused};
-use crate::registry::Directory;
+use crate::registry::Registry;
 
 /// Key of the metadata that names the identity a node asks for.
 const IMPERSONATED: &str = "ImpersonatedIdentity";
@@ -29,7 +28,7 @@ pub(super) struct Signing {
     /// Who signs.
     pub(super) authority: Arc<Authority>,
     /// Which pods are where.
-    pub(super) directory: watch::Receiver<Arc<Directory>>,
+    pub(super) registry: Arc<Registry>,
     /// Where everything is recorded.
     pub(super) audit: Arc<Audit>,
     /// How often each node may ask.
@@ -122,8 +121,7 @@ impl IstioCertificateService for Signing {
         let now = Instant::now();
         let often = self.nodes.admit(node.node(), now);
         self.metered(often, Refusal::RateNode, node, &subject)?;
-        let directory = self.directory.borrow().clone();
-        let entitled = entitled(directory.mesh(), node, &request);
+        let entitled = entitled(self.registry.current().mesh(), node, &request);
         if let Ok(identity) = &entitled {
             // Only now: a node uses up nothing of identities that it has no pods of.
             let often = self.identities.admit(&identity.to_string(), now);

@@ -1,32 +1,40 @@
 //! Delta aggregated discovery: what to send is decided in [`session`], this is the stream.
 
+mod lag;
+mod plan;
 pub mod session;
+mod subscriber;
 mod subscription;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_api::ads::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use mesh_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::audit::{Audit, Event};
-use crate::registry::Directory;
+use crate::registry::Registry;
 use crate::server::caller::{Gate, NodeCaller};
-use session::{Session, SessionFault};
+use lag::Lag;
+use session::SessionFault;
+use subscriber::{News, Subscriber};
 
 /// Responses that wait for a node that does not read. What changes meanwhile is not queued:
 /// the next response is made from the state of the mesh at that time.
 const QUEUE_LEN: usize = 2;
+/// How often a node to which nothing else is to be told is told which version it has.
+const VERSION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The discovery service.
 pub struct Discovery {
     /// Who may call.
     pub gate: Arc<Gate>,
     /// What is served.
-    pub directory: watch::Receiver<Arc<Directory>>,
+    pub registry: Arc<Registry>,
     /// Where refusals go.
     pub audit: Arc<Audit>,
     /// Turns true when the server is to end.
@@ -43,13 +51,11 @@ impl AggregatedDiscoveryService for Discovery {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let caller = self.gate.node(&request).await?;
         let (responses, receiver) = mpsc::channel(QUEUE_LEN);
-        let mut directory = self.directory.clone();
-        let shown = directory.borrow_and_update().clone();
+        let node = caller.identity.node();
         let stream = Stream {
+            subscriber: Subscriber::new(self.registry.clone(), node),
             caller,
-            session: Session::default(),
-            shown,
-            directory,
+            lag: Lag::default(),
             audit: self.audit.clone(),
             responses,
         };
@@ -61,11 +67,8 @@ impl AggregatedDiscoveryService for Discovery {
 
 struct Stream {
     caller: NodeCaller,
-    session: Session,
-    /// The state that the node is shown. A newer one is told as one change, never in part by
-    /// the answer to a request.
-    shown: Arc<Directory>,
-    directory: watch::Receiver<Arc<Directory>>,
+    subscriber: Subscriber,
+    lag: Lag,
     audit: Arc<Audit>,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }
@@ -106,11 +109,13 @@ impl Stream {
     }
 
     async fn serve(&mut self, requests: &mut Streaming<DeltaDiscoveryRequest>) -> Option<Status> {
+        let mut versions = tokio::time::interval(VERSION_INTERVAL);
+        versions.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let responses = tokio::select! {
+            let news = tokio::select! {
                 request = requests.message() => match request {
                     Ok(Some(request)) => match self.take(&request) {
-                        Ok(responses) => responses,
+                        Ok(news) => news,
                         Err(status) => return Some(status),
                     },
                     Ok(None) => return None,
@@ -120,15 +125,13 @@ impl Stream {
                         return None;
                     }
                 },
-                changed = self.directory.changed() => match changed {
-                    Ok(()) => {
-                        self.shown = self.directory.borrow_and_update().clone();
-                        self.session.changed(&self.shown)
-                    }
-                    Err(_) => return Some(Status::unavailable("the source of discovery ended")),
-                },
+                () = self.subscriber.news() => self.subscriber.changed(),
+                _ = versions.tick() => self.subscriber.version(),
             };
-            for response in responses {
+            if let Some((nonce, since)) = news.change {
+                self.lag.sent(&nonce, since);
+            }
+            for response in news.responses {
                 if self.responses.send(Ok(response)).await.is_err() {
                     return None;
                 }
@@ -136,10 +139,9 @@ impl Stream {
         }
     }
 
-    fn take(
-        &mut self,
-        request: &DeltaDiscoveryRequest,
-    ) -> Result<Vec<DeltaDiscoveryResponse>, Status> {
+    fn take(&mut self, request: &DeltaDiscoveryRequest) -> Result<News, Status> {
+        self.lag
+            .acknowledged(&request.response_nonce, Instant::now());
         if let Some(error) = &request.error_detail {
             self.audit.record(
                 Event::DiscoveryRefused,
@@ -148,8 +150,8 @@ impl Stream {
                 &error.message,
             );
         }
-        self.session
-            .request(request, &self.shown)
+        self.subscriber
+            .request(request)
             .map_err(|fault| match fault {
                 SessionFault::TypeUrl(_) => Status::invalid_argument(fault.to_string()),
                 SessionFault::TooManyNames => Status::resource_exhausted(fault.to_string()),

@@ -4,18 +4,20 @@
 //! Source: the xDS protocol's incremental variant. A stream that begins a type without names
 //! is a wildcard subscription to it; `*` asks for one by name.
 
+use std::collections::BTreeSet;
+
 use mesh_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use mesh_api::{ADDRESS_TYPE_URL, POLICY_TYPE_URL};
+use mesh_api::{ADDRESS_TYPE_URL, AUTHORIZATION_TYPE_URL, POLICY_TYPE_URL};
 
 use super::subscription::Subscription;
-use crate::registry::{Directory, ResourceType};
+use crate::registry::{Directory, Pending, ResourceType, Topic};
 
 /// Why a stream is ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionFault {
     /// A type of resource that is not served.
     #[error(
-        "resources of type {0:?} are not served here; {ADDRESS_TYPE_URL} and {POLICY_TYPE_URL} are"
+        "resources of type {0:?} are not served here; {ADDRESS_TYPE_URL}, {POLICY_TYPE_URL} and {AUTHORIZATION_TYPE_URL} are"
     )]
     TypeUrl(String),
     /// More names than a stream may have.
@@ -26,12 +28,24 @@ pub enum SessionFault {
 /// What a stream has subscribed to and what it was sent.
 #[derive(Debug, Default)]
 pub struct Session {
+    /// The node that it is of: what is its own follows from that.
+    node: String,
     addresses: Option<Subscription>,
     policies: Option<Subscription>,
+    istio: Option<Subscription>,
     responses: u64,
 }
 
 impl Session {
+    /// A stream of this node.
+    #[must_use]
+    pub fn new(node: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            ..Self::default()
+        }
+    }
+
     /// Takes a request and says what to answer: nothing for a mere ACK or NACK. The answer is
     /// complete in itself: the last of its responses has no `more`.
     ///
@@ -50,26 +64,55 @@ impl Session {
         let subscription = match kind {
             ResourceType::Address => &mut self.addresses,
             ResourceType::Policy => &mut self.policies,
+            ResourceType::Istio => &mut self.istio,
         };
         let answer = match subscription {
-            Some(subscription) => subscription.request(request, directory)?,
+            Some(subscription) => subscription.request(request, &self.node, directory)?,
             None => subscription
                 .insert(Subscription::new(kind, request))
-                .begin(request, directory)?,
+                .begin(request, &self.node, directory)?,
         };
         Ok(self.together(answer, directory))
     }
 
     /// Says what to send after the mesh has changed: responses of all types that are subscribed
     /// to, all but the last with `more`.
-    pub fn changed(&mut self, directory: &Directory) -> Vec<DeltaDiscoveryResponse> {
-        let subscriptions = [&mut self.addresses, &mut self.policies];
+    ///
+    /// `pending` are the changes since the last call, as far as they are about
+    /// [`Self::topics`].
+    pub fn changed(
+        &mut self,
+        pending: &Pending,
+        directory: &Directory,
+    ) -> Vec<DeltaDiscoveryResponse> {
+        let subscriptions = [&mut self.addresses, &mut self.policies, &mut self.istio];
         let responses = subscriptions
             .into_iter()
             .flatten()
-            .flat_map(|subscription| subscription.changed(directory))
+            .flat_map(|subscription| subscription.changed(pending, &self.node, directory))
             .collect();
         self.together(responses, directory)
+    }
+
+    /// All that it has an interest in now.
+    #[must_use]
+    pub fn topics(&self) -> BTreeSet<Topic> {
+        let subscriptions = [&self.addresses, &self.policies, &self.istio]
+            .into_iter()
+            .flatten();
+        subscriptions
+            .flat_map(|subscription| subscription.topics().cloned())
+            .collect()
+    }
+
+    /// Tells a node the version of the whole, where nothing else is to be told.
+    pub fn version(&mut self, directory: &Directory) -> Vec<DeltaDiscoveryResponse> {
+        let nodes = self.addresses.as_ref().is_some_and(Subscription::is_own);
+        let nothing = nodes.then(|| DeltaDiscoveryResponse {
+            type_url: ADDRESS_TYPE_URL.to_owned(),
+            ..DeltaDiscoveryResponse::default()
+        });
+        self.together(nothing.into_iter().collect(), directory)
     }
 
     /// Makes one batch of responses.

@@ -115,7 +115,8 @@ fn ports(action: Action, rule: &Rule) -> Vec<PortTerm> {
 }
 
 /// A block of v4-mapped addresses as the block of IPv4 that it is.
-pub(super) fn canonical(cidr: IpNet) -> IpNet {
+#[must_use]
+pub fn canonical(cidr: IpNet) -> IpNet {
     let IpNet::V6(v6) = cidr else {
         return cidr.trunc();
     };

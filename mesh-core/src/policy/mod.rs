@@ -20,6 +20,7 @@ use ipnet::IpNet;
 use crate::identity::Identity;
 use crate::model::{ServiceKey, Workload};
 
+pub use clause::canonical;
 pub use decision::{Decision, Flow, PORT_DNS, Peer, PodPolicy};
 
 /// The namespace whose policies may speak for the whole mesh.

@@ -9,6 +9,7 @@ use mesh_api::worker::{Limits, ResolveDestination, ResolveSource};
 use tokio::sync::watch;
 
 use super::Session;
+use crate::supervisor::discovery::Discovery;
 use crate::supervisor::lookups::Lookups;
 use crate::supervisor::packets::batch;
 
@@ -33,10 +34,10 @@ pub(super) struct Told {
 }
 
 impl Told {
-    pub(super) fn new(changes: watch::Receiver<u64>) -> Self {
+    pub(super) fn new(discovery: &Discovery) -> Self {
         Self {
-            changes,
-            lookups: Lookups::default(),
+            changes: discovery.changes(),
+            lookups: Lookups::new(discovery.asked().clone()),
             policy: None,
             applied: false,
             limits: None,

@@ -110,7 +110,7 @@ impl<'a> Session<'a> {
             .map_err(|e| e.into_parts().1)?;
         let now = Instant::now();
         Ok(Self {
-            told: Told::new(task.shared.discovery.changes()),
+            told: Told::new(&task.shared.discovery),
             task,
             worker,
             channel,

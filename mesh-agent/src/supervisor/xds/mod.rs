@@ -4,13 +4,17 @@
 //! Responses are acknowledged one by one and take effect together: a change of the mesh ends
 //! with the response that says that no more belong to it, and on a new stream not before every
 //! type has answered. Nobody sees half a change, in the model or on disk.
+//!
+//! A node subscribes to what it takes to serve its own pods, and by address to whom they talk to.
 
 mod resource;
 mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use mesh_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status};
+use mesh_api::{ADDRESS_TYPE_URL, OWN_NAME};
 use mesh_core::identity::TrustDomain;
 
 pub(super) use resource::Change;
@@ -47,6 +51,9 @@ pub(super) struct Commit {
     pub(super) version: String,
     /// Changes to the model, in order.
     pub(super) changes: Vec<Change>,
+    /// Addresses that control has spoken of for the first time: where the model has nobody
+    /// there, nobody is.
+    pub(super) answered: Vec<IpAddr>,
 }
 
 /// What one response did.
@@ -67,7 +74,11 @@ type Name = (ResourceType, String);
 pub(super) struct XdsState {
     trust_domain: TrustDomain,
     held: BTreeMap<Name, Held>,
+    /// Addresses that are asked about, and whether control has spoken of them.
+    addresses: BTreeMap<IpAddr, bool>,
     staged: Vec<(ResourceType, Staged)>,
+    /// Addresses that responses which are not in effect yet have spoken of.
+    spoken_of: BTreeSet<IpAddr>,
     /// Types that have answered on this stream.
     answered: BTreeSet<ResourceType>,
     /// Policies whose present version can't be read.
@@ -80,28 +91,61 @@ impl XdsState {
         Self {
             trust_domain,
             held: BTreeMap::new(),
+            addresses: BTreeMap::new(),
             staged: Vec::new(),
+            spoken_of: BTreeSet::new(),
             answered: BTreeSet::new(),
             unreadable: BTreeSet::new(),
             version: String::new(),
         }
     }
 
-    /// First requests of a stream: subscribe to everything, and tell what is held already.
-    /// What an earlier stream left unfinished is forgotten; control sends it again.
+    /// First requests of a stream: subscribe to what is needed and asked about, and tell what is
+    /// held already. What an earlier stream left unfinished is forgotten; control sends it again.
     pub(super) fn subscribe(&mut self, node: &str) -> Vec<DeltaDiscoveryRequest> {
         self.staged.clear();
         self.answered.clear();
+        // The first answer of its type is to all of them.
+        self.spoken_of = self.addresses.keys().copied().collect();
+        let names = |kind| match kind {
+            ResourceType::Address => self.addresses.keys().map(name_of).collect(),
+            ResourceType::Policy => Vec::new(),
+        };
         let request = |kind: ResourceType| DeltaDiscoveryRequest {
             node: Some(Node {
                 id: node.to_owned(),
             }),
             type_url: kind.url().to_owned(),
-            resource_names_subscribe: vec!["*".to_owned()],
+            resource_names_subscribe: [vec![OWN_NAME.to_owned()], names(kind)].concat(),
             initial_resource_versions: self.versions(kind),
             ..DeltaDiscoveryRequest::default()
         };
         ResourceType::ALL.map(request).into()
+    }
+
+    /// Asks about addresses, and no more about others; what to send on a stream that has been
+    /// begun. `None` where that changes nothing.
+    pub(super) fn ask(&mut self, new: &[IpAddr], old: &[IpAddr]) -> Option<DeltaDiscoveryRequest> {
+        let mut request = DeltaDiscoveryRequest {
+            type_url: ADDRESS_TYPE_URL.to_owned(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        for address in old {
+            if self.addresses.remove(address).is_some() {
+                self.spoken_of.remove(address);
+                let names = &mut request.resource_names_unsubscribe;
+                names.push(name_of(address));
+            }
+        }
+        for address in new {
+            if !self.addresses.contains_key(address) {
+                self.addresses.insert(*address, false);
+                request.resource_names_subscribe.push(name_of(address));
+            }
+        }
+        let nothing = request.resource_names_subscribe.is_empty()
+            && request.resource_names_unsubscribe.is_empty();
+        (!nothing).then_some(request)
     }
 
     /// What control need not send again. It does send again what can't be read: this agent may
@@ -120,6 +164,9 @@ impl XdsState {
         match ResourceType::of(&response.type_url) {
             Some(kind) => {
                 self.answered.insert(kind);
+                if kind == ResourceType::Address {
+                    self.hear_of(&response);
+                }
                 // Removals first: an address may go from one resource to another.
                 let removed = response.removed_resources.into_iter();
                 self.staged
@@ -146,6 +193,15 @@ impl XdsState {
             commit,
             faults,
         }
+    }
+
+    /// Notes the addresses that a response is about: as aliases of resources, or as names that
+    /// lead nowhere.
+    fn hear_of(&mut self, response: &DeltaDiscoveryResponse) {
+        let aliases = response.resources.iter().flat_map(|r| &r.aliases);
+        let names = aliases.chain(&response.removed_resources);
+        let addresses = names.filter_map(|name| address_in(name));
+        self.spoken_of.extend(addresses);
     }
 
     fn stage(&mut self, kind: ResourceType, resource: Resource) -> Result<(), String> {
@@ -183,7 +239,19 @@ impl XdsState {
                 }
             }
         }
-        Commit { version, changes }
+        let mut answered = Vec::new();
+        for address in std::mem::take(&mut self.spoken_of) {
+            if let Some(known) = self.addresses.get_mut(&address)
+                && !std::mem::replace(known, true)
+            {
+                answered.push(address);
+            }
+        }
+        Commit {
+            version,
+            changes,
+            answered,
+        }
     }
 
     fn hold(&mut self, kind: ResourceType, resource: Resource, read: Read) -> Vec<Change> {
@@ -230,10 +298,13 @@ impl XdsState {
     /// Everything in effect, as one response: what is kept over a restart.
     pub(super) fn snapshot(&self) -> DeltaDiscoveryResponse {
         let resources = self.held.values().map(|held| held.resource.clone());
+        let answered = self.addresses.iter().filter(|(_, known)| **known);
         DeltaDiscoveryResponse {
             type_url: SNAPSHOT_TYPE.to_owned(),
             system_version_info: self.version.clone(),
             resources: resources.collect(),
+            // Addresses that control has spoken of: nobody else is there.
+            removed_resources: answered.map(|(address, _)| name_of(address)).collect(),
             ..DeltaDiscoveryResponse::default()
         }
     }
@@ -253,6 +324,11 @@ impl XdsState {
         }
         let mut state = Self::new(trust_domain);
         let mut faults = Vec::new();
+        let names = snapshot.removed_resources.iter();
+        for address in names.filter_map(|name| address_in(name)) {
+            state.addresses.insert(address, false);
+            state.spoken_of.insert(address);
+        }
         for resource in snapshot.resources {
             // A body of a type that is not known here can only be that of a policy that can't be
             // read: what stands in for it must not be lost.
@@ -264,6 +340,15 @@ impl XdsState {
         let commit = state.commit(snapshot.system_version_info);
         Ok((state, commit, faults))
     }
+}
+
+/// `<network>/<ip>`; the mesh has one network, without a name.
+fn name_of(address: &IpAddr) -> String {
+    format!("/{address}")
+}
+
+fn address_in(name: &str) -> Option<IpAddr> {
+    name.strip_prefix('/')?.parse().ok()
 }
 
 fn told(faults: &[String]) -> String {

@@ -120,7 +120,7 @@ fn both_types_are_subscribed_with_the_versions_held() {
         (policies, POLICY_TYPE_URL, ALLOW),
     ] {
         assert_eq!(request.type_url, url);
-        assert_eq!(request.resource_names_subscribe, ["*"]);
+        assert_eq!(request.resource_names_subscribe, [OWN_NAME]);
         let held: Vec<_> = request.initial_resource_versions.into_iter().collect();
         assert_eq!(held, [(name.to_owned(), "1".to_owned())]);
     }
@@ -397,4 +397,78 @@ fn a_snapshot_restores_both_types_and_the_version() {
     // What has no policies in it is not taken for a mesh that has none.
     let old = response("", vec![workload(CART, "1", [10, 0, 0, 2])], &[]);
     assert!(XdsState::restore(domain(), old).is_err());
+}
+
+fn ip(last: u8) -> IpAddr {
+    [10, 0, 0, last].into()
+}
+
+fn with_alias(resource: Resource, last: u8) -> Resource {
+    Resource {
+        aliases: vec![name_of(&ip(last))],
+        ..resource
+    }
+}
+
+#[test]
+fn an_address_is_answered_with_the_change_that_speaks_of_it() {
+    let (mut state, _) = begun();
+    let request = state.ask(&[ip(2), ip(3), ip(4)], &[]).unwrap();
+    assert_eq!(request.type_url, ADDRESS_TYPE_URL);
+    let names = ["/10.0.0.2", "/10.0.0.3", "/10.0.0.4"];
+    assert_eq!(request.resource_names_subscribe, names);
+    assert_eq!(state.ask(&[ip(2)], &[]), None);
+    // A change that has nothing to do with them says nothing of them.
+    let commit = state.apply(response("n2", Vec::new(), &["u"])).commit;
+    assert!(commit.unwrap().answered.is_empty());
+    let cart = with_alias(workload(CART, "1", [10, 0, 0, 2]), 2);
+    let half = more(response("n3", vec![cart], &["/10.0.0.3"]));
+    assert_eq!(state.apply(half).commit, None);
+    assert!(state.snapshot().removed_resources.is_empty());
+    let commit = state.apply(response("n4", Vec::new(), &[])).commit.unwrap();
+    assert_eq!(commit.answered, [ip(2), ip(3)]);
+    assert_eq!(state.snapshot().removed_resources, names[..2]);
+    // Told again, and of one that was not asked about.
+    let again = response("n5", Vec::new(), &["/10.0.0.3", "/10.0.0.9"]);
+    assert!(state.apply(again).commit.unwrap().answered.is_empty());
+}
+
+#[test]
+fn what_is_asked_no_more_is_forgotten_and_may_be_asked_again() {
+    let (mut state, _) = begun();
+    state.ask(&[ip(3)], &[]);
+    state.apply(response("n2", Vec::new(), &["/10.0.0.3"]));
+    let request = state.ask(&[], &[ip(3), ip(9)]).unwrap();
+    assert_eq!(request.resource_names_unsubscribe, ["/10.0.0.3"]);
+    assert!(request.resource_names_subscribe.is_empty());
+    assert!(state.snapshot().removed_resources.is_empty());
+    assert!(state.ask(&[ip(3)], &[]).is_some());
+    let answer = response("n3", Vec::new(), &["/10.0.0.3"]);
+    assert_eq!(state.apply(answer).commit.unwrap().answered, [ip(3)]);
+}
+
+#[test]
+fn the_first_answer_of_a_stream_is_to_all_that_was_asked_before() {
+    let (mut state, _) = begun();
+    state.ask(&[ip(2), ip(3)], &[]);
+    state.apply(response("n2", Vec::new(), &["/10.0.0.3"]));
+    let names = [OWN_NAME, "/10.0.0.2", "/10.0.0.3"];
+    assert_eq!(state.subscribe("a")[0].resource_names_subscribe, names);
+    // What is held is not sent again, so nothing is said of it by name.
+    assert_eq!(state.apply(response("n0", Vec::new(), &[])).commit, None);
+    let commit = state.apply(policies("n1", Vec::new(), &[])).commit.unwrap();
+    assert_eq!(commit.answered, [ip(2)]);
+}
+
+#[test]
+fn what_control_has_said_of_addresses_outlives_a_restart() {
+    let (mut state, _) = begun();
+    state.ask(&[ip(3), ip(4)], &[]);
+    state.apply(response("n2", Vec::new(), &["/10.0.0.3"]));
+    let domain = "cluster.local".parse().unwrap();
+    let (mut restored, commit, _) = XdsState::restore(domain, state.snapshot()).unwrap();
+    assert_eq!(commit.answered, [ip(3)]);
+    assert_eq!(restored.snapshot(), state.snapshot());
+    let names = [OWN_NAME, "/10.0.0.3"];
+    assert_eq!(restored.subscribe("a")[0].resource_names_subscribe, names);
 }

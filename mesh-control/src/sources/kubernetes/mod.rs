@@ -117,7 +117,7 @@ impl Follower {
                 self.objects.apply(kind, event);
             }
             let directory = self.compose().await?;
-            registry.set_sources(directory, Instant::now());
+            registry.set_sources(&directory, Instant::now());
         }
     }
 

@@ -63,7 +63,7 @@ impl Watcher {
                     return;
                 };
                 if let (Some(directory), Some(registry)) = (directory, self.registry.upgrade()) {
-                    registry.set_sources(directory, Instant::now());
+                    registry.set_sources(&directory, Instant::now());
                 }
                 self.taken = now.clone();
             }

@@ -4,6 +4,7 @@
 mod attributed;
 mod compile;
 mod layout;
+mod needs;
 mod said;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,8 @@ use ipnet::Ipv6Net;
 use super::decision::PodPolicy;
 use crate::model::Mesh;
 use compile::Compiler;
+
+pub use needs::{Need, Needs};
 
 /// What is looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

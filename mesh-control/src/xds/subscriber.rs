@@ -1,0 +1,121 @@
+//! A stream's place in the registry: what has changed for it is gathered there, and told from
+//! the state at the time.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mesh_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tokio::sync::Notify;
+
+use super::session::{Session, SessionFault};
+use crate::registry::{Directory, Registry, StreamId, Topic};
+
+/// What is to be sent.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    pub(super) responses: Vec<DeltaDiscoveryResponse>,
+    /// Of the change that it begins with, the nonce of its last response, and when it came from
+    /// the source.
+    pub(super) change: Option<(String, Instant)>,
+}
+
+/// One stream's session, in the registry as long as it lives.
+pub(super) struct Subscriber {
+    registry: Arc<Registry>,
+    id: StreamId,
+    news: Arc<Notify>,
+    session: Session,
+    topics: BTreeSet<Topic>,
+    /// Version of the whole that the client was told last.
+    told: Arc<str>,
+}
+
+impl Subscriber {
+    pub(super) fn new(registry: Arc<Registry>, node: &str) -> Self {
+        let news = Arc::new(Notify::new());
+        Self {
+            id: registry.join(news.clone()),
+            registry,
+            news,
+            session: Session::new(node),
+            topics: BTreeSet::new(),
+            told: Arc::default(),
+        }
+    }
+
+    /// Until there is something to tell.
+    pub(super) async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    /// What has changed.
+    pub(super) fn changed(&mut self) -> News {
+        self.tell(|_, _| Ok(Vec::new())).unwrap_or_default()
+    }
+
+    /// Takes a request. What has changed meanwhile comes before the answer, as a change of its
+    /// own: no part of it is let out by the answer.
+    pub(super) fn request(
+        &mut self,
+        request: &DeltaDiscoveryRequest,
+    ) -> Result<News, SessionFault> {
+        self.tell(|session, directory| session.request(request, directory))
+    }
+
+    /// The version of the whole, if it is another than the one told last.
+    pub(super) fn version(&mut self) -> News {
+        let told = self.told.clone();
+        let version =
+            |session: &mut Session, directory: &Directory| match directory.version() == told {
+                true => Ok(Vec::new()),
+                false => Ok(session.version(directory)),
+            };
+        self.tell(version).unwrap_or_default()
+    }
+
+    fn tell(
+        &mut self,
+        answer: impl FnOnce(
+            &mut Session,
+            &Directory,
+        ) -> Result<Vec<DeltaDiscoveryResponse>, SessionFault>,
+    ) -> Result<News, SessionFault> {
+        let Self {
+            registry,
+            id,
+            session,
+            topics,
+            told,
+            ..
+        } = self;
+        registry.tell(*id, |directory, pending| {
+            let mut responses = match pending.is_empty() {
+                true => Vec::new(),
+                false => session.changed(pending, directory),
+            };
+            let nonce = responses.last().map(|response| response.nonce.clone());
+            let change = nonce.zip(pending.since);
+            let answered = answer(session, directory).map(|answer| {
+                responses.extend(answer);
+                News { responses, change }
+            });
+            if answered
+                .as_ref()
+                .is_ok_and(|news| !news.responses.is_empty())
+            {
+                *told = directory.version();
+            }
+            let now = session.topics();
+            let news = (now != *topics).then(|| now.clone());
+            *topics = now;
+            (answered, news)
+        })
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.registry.leave(self.id);
+    }
+}
