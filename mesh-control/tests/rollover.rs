@@ -9,6 +9,7 @@ use std::time::Duration;
 use mesh_api::node::RenewRequest;
 use mesh_api::node::node_service_client::NodeServiceClient;
 use mesh_control::ca::{Published, Reloader, SignerFiles, SignerSources};
+use mesh_control::server::{Limits, Rate};
 use support::pki::Ca;
 use support::{CART, Control, Identified, request, sign};
 use tokio::time::timeout;
@@ -38,7 +39,17 @@ async fn connect(control: &Control, roots: &str, own: &Identified) -> Result<Cha
 
 #[tokio::test]
 async fn nodes_call_on_while_intermediate_and_root_are_replaced() {
-    let control = Arc::new(Control::start().await);
+    // A fast machine asks more often than a node may.
+    let boundless = Rate {
+        per_second: u32::MAX,
+        burst: u32::MAX,
+    };
+    let limits = Limits {
+        node: boundless,
+        identity: boundless,
+        ..Limits::default()
+    };
+    let control = Arc::new(Control::limited(limits).await);
     let pki = &control.pki;
     let old_root = pki.root_pem().to_owned();
     let files = SignerFiles {
