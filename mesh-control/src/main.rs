@@ -15,6 +15,7 @@ use mesh_control::config::{
 };
 use mesh_control::observe::Series;
 use mesh_control::server::{Limits, Server, listen};
+use mesh_control::sources::kubernetes::definitions;
 use mesh_control::tokens::TokenStore;
 use mesh_control::{granularity, observe};
 use tokio::signal::unix::{SignalKind, signal};
@@ -59,6 +60,8 @@ Refused at start, each with its reason: a signer that is self-signed, expired, n
 no CA, without a chain to the root, whose key is another's or readable by others; manifests
 with mistakes (all are listed, with file, line and field).")]
     Run(Box<RunOptions>),
+    /// Print what a cluster must know of the mesh's own kinds, for kubectl apply -f -
+    Definitions,
     /// Signing keys
     Signer {
         #[command(subcommand)]
@@ -95,6 +98,10 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Run(options) => run(&options),
+        Command::Definitions => {
+            print!("{}", definitions::manifest());
+            ExitCode::SUCCESS
+        }
         Command::Signer {
             command: SignerCommand::Request(options),
         } => request_intermediate(&options),
@@ -189,7 +196,7 @@ fn start_log(format: LogFormat) {
 async fn serve(config: RunConfig, series: Series) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("taking SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("taking SIGINT")?;
-    let (stop, stopping) = watch::channel(false);
+    let (stop, mut stopping) = watch::channel(false);
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -199,23 +206,27 @@ async fn serve(config: RunConfig, series: Series) -> anyhow::Result<()> {
         // The server may have ended by itself.
         let _ = stop.send(true);
     });
+    let (registry, following) = tokio::select! {
+        started = config.source.start() => started?,
+        _ = stopping.wait_for(|stop| *stop) => return Ok(()),
+    };
     let listener = listen(config.listen).await?;
     let address = listener
         .local_addr()
         .context("reading the listener's address")?;
+    let admin = admin::listen(&config.state_dir).with_context(|| {
+        let folder = config.state_dir.display();
+        format!("making the admin socket in {folder}")
+    })?;
     tracing::info!(
         %address,
         trust_domain = %config.authority.trust_domain(),
         signer_not_after_s = config.authority.not_after_s(),
         "serving"
     );
-    let admin = admin::listen(&config.state_dir).with_context(|| {
-        let folder = config.state_dir.display();
-        format!("making the admin socket in {folder}")
-    })?;
     let clocks = Arc::new(Clocks::default());
     let answers = Arc::new(Admin {
-        registry: config.registry.clone(),
+        registry: registry.clone(),
         resolvers: config.resolvers,
         clocks: clocks.clone(),
         series: series.clone(),
@@ -227,9 +238,8 @@ async fn serve(config: RunConfig, series: Series) -> anyhow::Result<()> {
         tokio::spawn(observe::liveness(listener));
     }
     tokio::spawn(series.upkeep());
-    tokio::spawn(granularity::follow(Arc::downgrade(&config.registry)));
+    tokio::spawn(granularity::follow(Arc::downgrade(&registry)));
     tokio::spawn(admin::serve(admin, answers));
-    tokio::spawn(config.watcher.run());
     tokio::spawn(config.reloader.run());
     tokio::spawn(purge(config.tokens.clone()));
     let server = Server {
@@ -237,10 +247,13 @@ async fn serve(config: RunConfig, series: Series) -> anyhow::Result<()> {
         attestors: config.attestors,
         limits: Limits::default(),
         clocks,
-        registry: config.registry,
+        registry,
         audit: config.audit,
     };
-    server.serve(listener, stopping).await
+    tokio::select! {
+        served = server.serve(listener, stopping) => served,
+        ended = following => ended.context("following the source")?.context("the source of the mesh's state ended"),
+    }
 }
 
 async fn purge(tokens: TokenStore) {

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use support::MANIFESTS;
 use support::pki::Pki;
-use support::process::{Running, control, join, run_command, text, token};
+use support::process::{Running, control, join, run_command, status, text, token};
 
 #[test]
 fn it_serves_until_sigterm_and_takes_tokens_made_meanwhile() {
@@ -25,12 +25,7 @@ fn it_serves_until_sigterm_and_takes_tokens_made_meanwhile() {
     join(&address, pki.root_pem(), text(&made.stdout).trim());
 
     // The admin socket is in the state folder.
-    let mut socket = UnixStream::connect(pki.path("state/control.sock")).unwrap();
-    socket.write_all(b"{\"op\":\"status\"}\n").unwrap();
-    let mut answer = String::new();
-    BufReader::new(socket).read_line(&mut answer).unwrap();
-    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
-    assert_eq!(answer["status"]["workloads"], 3);
+    assert_eq!(status(&pki)["workloads"], 3);
 
     let pid = running.0.id().to_string();
     assert!(

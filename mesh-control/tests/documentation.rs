@@ -79,3 +79,14 @@ fn every_refusal_is_in_the_document_once() {
     let codes: Vec<_> = Refusal::ALL.iter().map(|refusal| refusal.code()).collect();
     assert_eq!(listed, codes);
 }
+
+#[test]
+fn the_definitions_in_deploy_are_those_of_this_version() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/definitions.yaml");
+    let kept = fs::read_to_string(path).unwrap();
+    let same = kept == mesh_control::sources::kubernetes::definitions::manifest();
+    assert!(
+        same,
+        "run: mesh-control definitions > deploy/definitions.yaml"
+    );
+}

@@ -1,13 +1,16 @@
 //! The Kubernetes API as the source, against a double of an API server.
 
-mod support {
-    pub(crate) mod api;
-}
+#[path = "support/api.rs"]
+mod api;
+mod support;
 
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
+use api::Api;
 use mesh_control::registry::{Directory, Registry};
 use mesh_control::sources::kubernetes::Follower;
 use mesh_control::sources::manifests::parse;
@@ -15,7 +18,8 @@ use mesh_core::identity::TrustDomain;
 use mesh_core::model::{Enrolment, Resolution};
 use mesh_core::policy::Action;
 use serde_json::json;
-use support::api::Api;
+use support::pki::Pki;
+use support::process::{Running, sourceless_command, status, text};
 
 /// What is waited for comes within this time, or the test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -450,4 +454,57 @@ async fn an_object_says_what_became_of_it() {
         "spec": {"selector": {"app": "cart"}, "clusterIP": "10.96.0.9", "ports": [{"port": 80}]}}),
     );
     is("early", "Complete", "True").await;
+}
+
+/// A double of an API server that answers in a thread of its own.
+fn api_server() -> Api {
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        runtime.block_on(async {
+            tell.send(Api::start().await).unwrap();
+            std::future::pending::<()>().await;
+        });
+    });
+    told.recv().unwrap()
+}
+
+#[test]
+fn it_follows_a_cluster_that_kubeconfig_names() {
+    let (pki, api) = (Pki::new(), api_server());
+    api.apply(SCENARIO);
+    let server = json!({"server": api.url});
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "double",
+        "clusters": [{"name": "double", "cluster": server}],
+        "contexts": [{"name": "double", "context": {"cluster": "double", "user": "nobody"}}],
+        "users": [{"name": "nobody", "user": {}}],
+    });
+    fs::write(pki.path("kubeconfig"), config.to_string()).unwrap();
+    let mut command = sourceless_command(&pki, "127.0.0.1:0");
+    command.arg("--kubernetes");
+    command.env("KUBECONFIG", pki.path("kubeconfig"));
+    let (_running, _, _log) = Running::start(command);
+    assert_eq!(status(&pki)["workloads"], 2);
+    api.delete("Pod", "shop", "web-1");
+    while status(&pki)["workloads"] != 1 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_cluster_that_is_not_there_is_told() {
+    let pki = Pki::new();
+    let mut command = sourceless_command(&pki, "127.0.0.1:0");
+    let command = command.arg("--kubernetes").env("KUBECONFIG", "/nowhere");
+    let ended = command.output().unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    let why = text(&ended.stderr);
+    assert!(why.contains("finding the Kubernetes API"), "{why}");
+    // One source and no other.
+    let both = command.args(["--manifests", "x"]).output().unwrap();
+    assert_eq!(both.status.code(), Some(64));
+    let none = sourceless_command(&pki, "127.0.0.1:0").output().unwrap();
+    assert_eq!(none.status.code(), Some(64));
 }

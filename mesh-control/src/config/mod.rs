@@ -15,7 +15,7 @@ use mesh_core::identity::TrustDomain;
 use crate::attestor::Attestors;
 use crate::audit::Audit;
 use crate::ca::{Authority, Published, Reloader, SignerFault};
-use crate::registry::Registry;
+use crate::sources::Source;
 use crate::sources::manifests::Watcher;
 use crate::tokens::TokenStore;
 pub use kubernetes::KubernetesOptions;
@@ -36,10 +36,19 @@ pub enum LogFormat {
 #[derive(Args, Clone, Debug)]
 pub struct RunOptions {
     /// Folder of manifests (*.yaml, *.yml, *.json): Namespace, ServiceAccount, Pod, Service, Node,
-    /// AuthorizationPolicy, AuthenticationPolicy, ServicePolicy.
+    /// EndpointSlice, AuthorizationPolicy, AuthenticationPolicy, ServicePolicy, WorkerBudget.
     /// Changes are followed; a change with mistakes is logged and the last good state stays
-    #[arg(long, value_name = "DIR")]
-    pub manifests: PathBuf,
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "cluster",
+        conflicts_with = "cluster"
+    )]
+    pub manifests: Option<PathBuf>,
+    /// Follow the Kubernetes API in place of a folder: in a pod as its service account, elsewhere as
+    /// KUBECONFIG says. The mesh's own kinds must be installed (mesh-control definitions)
+    #[arg(long = "kubernetes")]
+    pub cluster: bool,
     /// Folder for the component's own state (join tokens, admin socket); made with mode 0700
     #[arg(long, value_name = "DIR")]
     pub state_dir: PathBuf,
@@ -112,8 +121,8 @@ pub struct RunConfig {
     pub audit: Arc<Audit>,
     /// The tokens of nodes.
     pub tokens: TokenStore,
-    /// Follows the manifests.
-    pub watcher: Watcher,
+    /// Where the state of the mesh comes from.
+    pub source: Source,
     /// Who finds out which node a caller is.
     pub attestors: Attestors,
     /// Where to answer whether it lives.
@@ -122,8 +131,6 @@ pub struct RunConfig {
     pub state_dir: PathBuf,
     /// DNS resolvers beside the model's.
     pub resolvers: Vec<IpAddr>,
-    /// The state of the mesh.
-    pub registry: Arc<Registry>,
 }
 
 impl RunConfig {
@@ -160,7 +167,7 @@ impl RunConfig {
         // Files are checked under any trust domain when the given one is wrong, so that
         // their mistakes show in the same run.
         let checked = trust_domain.clone().or_else(|| "invalid".parse().ok());
-        let (mut authority, mut manifests) = (None, None);
+        let (mut authority, mut source) = (None, None);
         if let Some(domain) = &checked {
             if let Some(sources) = sources {
                 match Authority::open(&sources, domain, now_s) {
@@ -169,10 +176,13 @@ impl RunConfig {
                     Err(error) => note("signer", &error),
                 }
             }
-            match Watcher::start(&options.manifests, domain) {
-                Ok(started) => manifests = Some(started),
-                Err(error) => note("--manifests", &format_args!("\n{error}")),
-            }
+            source = match &options.manifests {
+                None => Some(Source::Kubernetes(domain.clone())),
+                Some(folder) => Watcher::start(folder, domain)
+                    .map(|(watcher, registry)| Source::Manifests(watcher, registry))
+                    .map_err(|error| note("--manifests", &format_args!("\n{error}")))
+                    .ok(),
+            };
         }
         let published = authority.as_ref().and_then(|(authority, _)| {
             let published = Published::open(&options.state_dir, &authority.roots(), now_s);
@@ -188,9 +198,9 @@ impl RunConfig {
             listen,
             tokens,
             signer,
-            manifests,
+            source,
         ) {
-            (Some(_), Some(listen), Some(tokens), Some(signer), Some((watcher, registry))) => {
+            (Some(_), Some(listen), Some(tokens), Some(signer), Some(source)) => {
                 let (((authority, sources), published), overlap_s) = signer;
                 let authority = Arc::new(authority);
                 let audit = Arc::new(Audit::default());
@@ -213,10 +223,9 @@ impl RunConfig {
                     },
                     tokens,
                     health_listen: options.health_listen,
-                    watcher,
+                    source,
                     state_dir: options.state_dir.clone(),
                     resolvers: options.resolver.clone(),
-                    registry,
                 })
             }
             _ => Err(Mistakes(mistakes)),

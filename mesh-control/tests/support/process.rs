@@ -1,6 +1,7 @@
 //! The binary, as a process of its own.
 
-use std::io::{BufRead, BufReader, Lines};
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
 use mesh_api::node::node_service_client::NodeServiceClient;
@@ -18,10 +19,16 @@ pub fn text(bytes: &[u8]) -> String {
 }
 
 pub fn run_command(pki: &Pki, listen: &str) -> Command {
+    let mut command = sourceless_command(pki, listen);
+    command.arg("--manifests").arg(pki.path("manifests"));
+    command
+}
+
+/// The same without a source.
+pub fn sourceless_command(pki: &Pki, listen: &str) -> Command {
     let mut command = control();
     command.args(["run", "--trust-domain", "cluster.local", "--listen", listen]);
     for (option, file) in [
-        ("--manifests", "manifests"),
         ("--state-dir", "state"),
         ("--ca-cert", "ca-cert.pem"),
         ("--ca-key", "ca-key.pem"),
@@ -96,4 +103,14 @@ pub fn join(address: &str, root_pem: &str, token: &str) -> NodeCertificate {
         .build()
         .unwrap();
     runtime.block_on(joined).unwrap().into_inner()
+}
+
+/// What its admin socket says of the mesh.
+pub fn status(pki: &Pki) -> serde_json::Value {
+    let mut socket = UnixStream::connect(pki.path("state/control.sock")).unwrap();
+    socket.write_all(b"{\"op\":\"status\"}\n").unwrap();
+    let mut answer = String::new();
+    BufReader::new(socket).read_line(&mut answer).unwrap();
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    answer["status"].clone()
 }

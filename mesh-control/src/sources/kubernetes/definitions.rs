@@ -78,6 +78,13 @@ pub fn definitions() -> Vec<Value> {
     objects
 }
 
+/// The same as one manifest: JSON objects, which are YAML documents.
+#[must_use]
+pub fn manifest() -> String {
+    let objects = definitions().into_iter();
+    objects.map(|object| format!("---\n{object:#}\n")).collect()
+}
+
 fn definition(of: &Definition) -> Value {
     let group = super::kind::OWN_GROUP;
     let mut columns: Vec<Value> = of
