@@ -25,6 +25,16 @@ pub mod node {
 pub mod policy {
     tonic::include_proto!("nodemesh.policy.v1");
 }
+/// Trust and revocation.
+#[allow(missing_docs, unused_qualifications, clippy::all)]
+pub mod trust {
+    tonic::include_proto!("nodemesh.trust.v1");
+}
+/// What the workers at the two ends of a tunnel say to each other.
+#[allow(missing_docs, unused_qualifications, clippy::all)]
+pub mod tunnel {
+    tonic::include_proto!("nodemesh.tunnel.v1");
+}
 /// Supervisor and worker.
 #[allow(missing_docs, unused_qualifications, clippy::all)]
 pub mod worker {
@@ -56,7 +66,7 @@ pub const OWN_NAME: &str = "nodemesh.dev/own";
 
 /// Version of the supervisor↔worker protocol. Either end refuses another major version
 /// and names both.
-pub const WORKER_PROTOCOL_VERSION: u32 = 2;
+pub const WORKER_PROTOCOL_VERSION: u32 = 3;
 
 /// [`node::PodReport`]'s state of a pod that reaches nothing and is reached by nothing, because it
 /// can't be served safely.

@@ -15,6 +15,7 @@ pub mod registry;
 pub mod server;
 pub mod sources;
 pub mod tokens;
+pub mod trust;
 pub mod xds;
 
 use std::time::{SystemTime, UNIX_EPOCH};

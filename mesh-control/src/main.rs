@@ -241,6 +241,7 @@ async fn serve(config: RunConfig, series: Series) -> anyhow::Result<()> {
     tokio::spawn(granularity::follow(Arc::downgrade(&registry)));
     tokio::spawn(admin::serve(admin, answers));
     tokio::spawn(config.reloader.run());
+    tokio::spawn(config.crls.run());
     tokio::spawn(purge(config.tokens.clone()));
     let server = Server {
         authority: config.authority,
@@ -249,6 +250,7 @@ async fn serve(config: RunConfig, series: Series) -> anyhow::Result<()> {
         clocks,
         registry,
         audit: config.audit,
+        trust: config.trust.follow(),
     };
     tokio::select! {
         served = server.serve(listener, stopping) => served,

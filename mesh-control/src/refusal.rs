@@ -40,6 +40,10 @@ refusals! {
     CertificateExpired => "certificate-expired", Unauthenticated;
     /// The client certificate is not a node's.
     CertificateNotNode => "certificate-not-node", PermissionDenied;
+    /// The client certificate is revoked.
+    CertificateRevoked => "certificate-revoked", PermissionDenied;
+    /// The node is revoked.
+    NodeRevoked => "node-revoked", PermissionDenied;
     /// Not in the form of any token that is taken here.
     TokenMalformed => "token-malformed", Unauthenticated;
     /// No such token.
@@ -72,6 +76,8 @@ refusals! {
     IdentityNotOnNode => "identity-not-on-node", PermissionDenied;
     /// Its pods on the node are not enrolled.
     IdentityNotEnrolled => "identity-not-enrolled", PermissionDenied;
+    /// The identity is revoked.
+    IdentityRevoked => "identity-revoked", PermissionDenied;
     /// The signing request is too long.
     CsrTooLong => "csr-too-long", InvalidArgument;
     /// The signing request is no PKCS#10.

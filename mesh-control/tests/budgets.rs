@@ -65,7 +65,7 @@ fn a_workload_has_what_the_nearest_scopes_say_of_its_worker() {
         ),
     ];
     let (loaded, _) = loaded(&budgets.concat());
-    let Loaded { mesh, warnings } = loaded.unwrap_or_else(|error| panic!("{error}"));
+    let Loaded { mesh, warnings, .. } = loaded.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(warnings, []);
     let of = |name: &str| {
         let uid = format!("Kubernetes//v1/Pod/{name}");

@@ -100,8 +100,13 @@ impl Followed {
         let (csr, _) = request(|_| ());
         let key = RequestedKey::from_pem(&csr, identity).unwrap();
         let identity = identity.parse().unwrap();
+        let node = "spiffe://cluster.local/nodemesh/node/node-a"
+            .parse()
+            .unwrap();
         let now_s = mesh_control::now_s();
-        let issued = self.authority.issue_workload(&identity, &key, 0, now_s);
+        let issued = self
+            .authority
+            .issue_workload(&identity, &node, &key, 0, now_s);
         let issued = issued.unwrap();
         let folder = self.folder.path();
         fs::write(folder.join("leaf.pem"), &issued.chain_pem[0]).unwrap();

@@ -180,7 +180,7 @@ async fn serials_are_random_and_lifetimes_bounded() {
         );
         let begun = now - CLOCK_SKEW_S;
         assert!((begun..begun + 30).contains(&leaf.not_before_s));
-        assert_eq!(leaf.serial.len(), 32, "16 bytes of serial");
+        assert_eq!(leaf.serial.len(), 40, "20 bytes of serial");
         assert!(serials.insert(leaf.serial));
     }
     let refused = sign(&node, CART, &csr, -5).await;
@@ -201,12 +201,15 @@ async fn no_certificate_outlives_its_issuer() {
     let authority = mesh_control::ca::Authority::load(&files, &domain, now).unwrap();
     let (csr, _) = request(|_| ());
     let key = mesh_control::ca::RequestedKey::from_pem(&csr, CART).unwrap();
+    let node = "spiffe://cluster.local/nodemesh/node/node-a"
+        .parse()
+        .unwrap();
     let issued = authority
-        .issue_workload(&CART.parse().unwrap(), &key, 0, now)
+        .issue_workload(&CART.parse().unwrap(), &node, &key, 0, now)
         .unwrap();
     assert_eq!(issued.leaf.not_after_s, end.unix_timestamp());
     let later = end.unix_timestamp() + 1;
-    let refused = authority.issue_workload(&CART.parse().unwrap(), &key, 0, later);
+    let refused = authority.issue_workload(&CART.parse().unwrap(), &node, &key, 0, later);
     assert!(refused.unwrap_err().to_string().contains("expired"));
 }
 

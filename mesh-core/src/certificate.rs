@@ -8,6 +8,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::identity::{Identity, IdentityError, NodeIdentity, TrustDomain};
+use crate::revocation::CertificateId;
 
 /// Which side of a handshake shows the certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,10 @@ pub struct Leaf {
     pub client_auth: bool,
     /// Serial number, lower-case hex.
     pub serial: String,
+    /// What revocation knows it by.
+    pub id: CertificateId,
+    /// The public key's bits, as the certificate has them.
+    pub public_key: Vec<u8>,
     /// Seconds since the epoch.
     pub not_before_s: i64,
     /// Seconds since the epoch.
@@ -99,6 +104,8 @@ impl Leaf {
                 .iter()
                 .map(|b| format!("{b:02x}"))
                 .collect(),
+            id: CertificateId::of(&cert),
+            public_key: cert.public_key().subject_public_key.data.to_vec(),
             not_before_s: cert.validity().not_before.timestamp(),
             not_after_s: cert.validity().not_after.timestamp(),
         })

@@ -13,5 +13,6 @@ pub mod outlier;
 pub mod policy;
 pub mod rate;
 pub mod reason;
+pub mod revocation;
 pub mod sharing;
 pub mod traffic;

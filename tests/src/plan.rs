@@ -164,6 +164,7 @@ pub struct Plan {
     pub(crate) manifests: Vec<(String, String)>,
     pub(crate) default_policy: bool,
     pub(crate) resolvers: Vec<String>,
+    pub(crate) agent_options: Vec<String>,
     pub(crate) part: Option<usize>,
 }
 
@@ -180,6 +181,7 @@ impl Plan {
             manifests: Vec::new(),
             default_policy: true,
             resolvers: Vec::new(),
+            agent_options: Vec::new(),
             part: None,
         }
     }
@@ -253,6 +255,14 @@ impl Plan {
     #[must_use]
     pub fn resolver(mut self, pod: &str) -> Self {
         self.resolvers.push(pod.to_owned());
+        self
+    }
+
+    /// Every agent is started with this option as well.
+    #[must_use]
+    pub fn agent_option(mut self, name: &str, value: &str) -> Self {
+        let option = [name.to_owned(), value.to_owned()];
+        self.agent_options.extend(option);
         self
     }
 

@@ -97,8 +97,10 @@ impl PodTask {
     /// The worker's part of the budget.
     pub(super) fn limits(&self) -> Limits {
         let budget = &self.allotment.budget;
+        let drain = self.shared.config.tunnel_drain;
         Limits {
             memory_max_mib: budget.memory_max_mib,
+            tunnel_drain_ms: u32::try_from(drain.as_millis()).unwrap_or(u32::MAX),
             ..limits(budget)
         }
     }

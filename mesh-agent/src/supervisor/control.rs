@@ -1,5 +1,6 @@
 //! The connection to the control component, with the node's certificate, kept valid.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::backoff::{Backoff, random};
 use super::config::Config;
 use super::join::{self, JoinError, NodeCredential, chain, now_s};
 use super::report::ControlReport;
+use super::trust::{Bundle, TrustStore};
 
 pub(super) const FIRST_RETRY: Duration = Duration::from_millis(200);
 pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(15);
@@ -20,14 +22,16 @@ pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub(super) struct Control {
     channel: watch::Sender<Option<Channel>>,
+    trust: Arc<TrustStore>,
     report: Mutex<ControlReport>,
 }
 
 impl Control {
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new(trust: Arc<TrustStore>) -> Arc<Self> {
         gauge!("nodemesh_control_connected").set(0.0);
         Arc::new(Self {
             channel: watch::Sender::new(None),
+            trust,
             report: Mutex::default(),
         })
     }
@@ -77,7 +81,7 @@ impl Control {
         self.tell(|report| report.last_error = format!("{what}: {why}"));
     }
 
-    /// Keeps the node's certificate valid, for ever.
+    /// Keeps the node's certificate valid, for ever, and control's held against what is trusted.
     pub(super) async fn keep_credential(self: Arc<Self>, config: Arc<Config>) {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let mut current: Option<NodeCredential> = None;
@@ -85,12 +89,8 @@ impl Control {
             match self.next_credential(&config, current.as_ref()).await {
                 Ok(credential) => {
                     backoff.reset();
-                    if let Err(e) = self.install(&config, &credential) {
-                        tracing::error!(error = %e, "control: the node's certificate can't be used");
-                    }
-                    let wait_s = (credential.renew_at_s() - now_s()).max(1);
+                    self.use_until_renewal(&config, &credential).await;
                     current = Some(credential);
-                    sleep(Duration::from_secs(wait_s.unsigned_abs())).await;
                 }
                 Err(e) => {
                     let wait = backoff.next(random());
@@ -98,6 +98,29 @@ impl Control {
                     current = current.filter(|c| c.not_after_s > now_s());
                     sleep(wait).await;
                 }
+            }
+        }
+    }
+
+    /// Connects with this certificate until it is to be renewed, anew whenever other roots are
+    /// trusted.
+    async fn use_until_renewal(&self, config: &Config, credential: &NodeCredential) {
+        let wait_s = (credential.renew_at_s() - now_s()).max(1);
+        let mut renewal = pin!(sleep(Duration::from_secs(wait_s.unsigned_abs())));
+        let mut changes = self.trust.changes();
+        let mut roots = None;
+        loop {
+            let trusted = changes.borrow_and_update().clone();
+            if roots.as_ref() != Some(&trusted.roots) {
+                if let Err(e) = self.install(config, credential, &trusted) {
+                    tracing::error!(error = %e, "control: the node's certificate can't be used");
+                }
+                roots = Some(trusted.roots.clone());
+            }
+            tokio::select! {
+                () = &mut renewal => return,
+                // The sender is in `self`.
+                _ = changes.changed() => {}
             }
         }
     }
@@ -113,12 +136,17 @@ impl Control {
         }
         match NodeCredential::load(&config.state_dir, &config.node) {
             Ok(credential) => Ok(credential),
-            Err(why) => join::join(config, &why).await,
+            Err(why) => join::join(config, &self.trust.bundle(), &why).await,
         }
     }
 
-    fn install(&self, config: &Config, credential: &NodeCredential) -> Result<(), JoinError> {
-        let channel = credential.channel(config)?;
+    fn install(
+        &self,
+        config: &Config,
+        credential: &NodeCredential,
+        trusted: &Bundle,
+    ) -> Result<(), JoinError> {
+        let channel = credential.channel(config, trusted)?;
         tracing::info!(
             not_after_s = credential.not_after_s,
             "control: node certificate in use"

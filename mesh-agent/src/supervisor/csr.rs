@@ -18,6 +18,7 @@ use tonic::Code;
 use super::backoff::{Backoff, random};
 use super::control::Control;
 use super::join::explain;
+use super::trust::TrustStore;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -47,17 +48,26 @@ pub(super) enum CsrError {
     Unusable(String),
 }
 
+/// What is asked of control.
+pub(super) struct Asked<'a> {
+    /// The pod's.
+    pub(super) identity: &'a Identity,
+    /// DER.
+    pub(super) csr: &'a [u8],
+    /// In seconds; 0 leaves it to control.
+    pub(super) lifetime_s: i64,
+}
+
 /// Has a request signed, trying until it is. `trouble` hears of every failure.
 pub(super) async fn relay(
     control: &Control,
-    identity: &Identity,
-    csr: &[u8],
-    roots: &[CertificateDer<'static>],
+    trust: &TrustStore,
+    asked: &Asked<'_>,
     mut trouble: impl FnMut(&CsrError),
 ) -> Svid {
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     loop {
-        match ask(control, identity, csr, roots).await {
+        match ask(control, trust, asked).await {
             Ok(svid) => {
                 counter!("nodemesh_certificates_signed_total").increment(1);
                 return svid;
@@ -71,18 +81,14 @@ pub(super) async fn relay(
     }
 }
 
-async fn ask(
-    control: &Control,
-    identity: &Identity,
-    csr: &[u8],
-    roots: &[CertificateDer<'static>],
-) -> Result<Svid, CsrError> {
+async fn ask(control: &Control, trust: &TrustStore, asked: &Asked<'_>) -> Result<Svid, CsrError> {
+    let Asked { identity, csr, .. } = asked;
     if csr.len() > MAX_CSR {
         return Err(CsrError::TooLong(csr.len()));
     }
     let mut request = tonic::Request::new(IstioCertificateRequest {
         csr: to_pem("CERTIFICATE REQUEST", csr),
-        validity_duration: 0,
+        validity_duration: asked.lifetime_s,
         metadata: Some(impersonating(identity)),
     });
     request.set_timeout(CALL_TIMEOUT);
@@ -92,7 +98,8 @@ async fn ask(
         .create_certificate(request)
         .await
         .map_err(|s| refusal(&s))?;
-    read_chain(&answer.into_inner().cert_chain, identity, roots).map_err(CsrError::Unusable)
+    let chain = answer.into_inner().cert_chain;
+    read_chain(&chain, identity, &trust.bundle().roots).map_err(CsrError::Unusable)
 }
 
 fn refusal(status: &tonic::Status) -> CsrError {

@@ -17,6 +17,7 @@ use rustls::pki_types::pem::PemObject;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use super::config::Config;
+use super::trust::Bundle;
 
 /// DNS name in the control component's certificate.
 pub(super) const CONTROL_NAME: &str = "nodemesh-control";
@@ -126,9 +127,9 @@ impl NodeCredential {
     }
 
     /// A channel that shows this certificate.
-    pub(super) fn channel(&self, config: &Config) -> Result<Channel, JoinError> {
+    pub(super) fn channel(&self, config: &Config, trusted: &Bundle) -> Result<Channel, JoinError> {
         let identity = Identity::from_pem(&self.chain_pem, &self.key_pem);
-        Ok(endpoint(config, Some(identity))?.connect_lazy())
+        Ok(endpoint(config, trusted, Some(identity))?.connect_lazy())
     }
 }
 
@@ -174,10 +175,14 @@ fn write_whole(
     })
 }
 
-fn endpoint(config: &Config, identity: Option<Identity>) -> Result<Endpoint, JoinError> {
+fn endpoint(
+    config: &Config,
+    trusted: &Bundle,
+    identity: Option<Identity>,
+) -> Result<Endpoint, JoinError> {
     let mut tls = ClientTlsConfig::new()
         .domain_name(CONTROL_NAME)
-        .ca_certificate(Certificate::from_pem(&config.trust_bundle_pem));
+        .ca_certificate(Certificate::from_pem(trusted.roots_pem()));
     if let Some(identity) = identity {
         tls = tls.identity(identity);
     }
@@ -257,7 +262,11 @@ fn accept(
 
 /// Joins with the token. The token is spent when control has answered, so the certificate
 /// is stored before anything else is done.
-pub(super) async fn join(config: &Config, why: &str) -> Result<NodeCredential, JoinError> {
+pub(super) async fn join(
+    config: &Config,
+    trusted: &Bundle,
+    why: &str,
+) -> Result<NodeCredential, JoinError> {
     let no_token = |token: String| JoinError::NoToken {
         state_dir: config.state_dir.clone(),
         why: why.to_owned(),
@@ -275,7 +284,7 @@ pub(super) async fn join(config: &Config, why: &str) -> Result<NodeCredential, J
         ))
     })?;
     let (key, csr) = signing_request()?;
-    let channel = endpoint(config, None)?
+    let channel = endpoint(config, trusted, None)?
         .timeout(CALL_TIMEOUT)
         .connect()
         .await

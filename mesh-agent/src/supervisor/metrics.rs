@@ -13,11 +13,13 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_api::worker::Counter;
+use metrics::gauge;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
+use super::join::now_s;
 use super::pods::PodKey;
 use super::report::PodState;
 use super::shared::Shared;
@@ -127,6 +129,7 @@ async fn answer(
 ) -> Result<Response<Full<Bytes>>, http::Error> {
     let (status, text) = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
+            node_certificate(&shared);
             (StatusCode::OK, handle.render() + &pods_text(&shared).await)
         }
         (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "ok\n".to_owned()),
@@ -141,6 +144,13 @@ async fn answer(
         .status(status)
         .header("content-type", "text/plain; version=0.0.4; charset=utf-8")
         .body(Full::new(Bytes::from(text)))
+}
+
+/// How long the node's own certificate still holds.
+fn node_certificate(shared: &Shared) {
+    if let Some(end) = shared.control.report().node_certificate_not_after_s {
+        gauge!("nodemesh_node_certificate_expires_in_seconds").set((end - now_s()) as f64);
+    }
 }
 
 /// Ready means: discovery is known, so that pods can be enrolled.
@@ -200,6 +210,8 @@ async fn pods_text(shared: &Shared) -> String {
         if let Some(end) = report.certificate_not_after_s {
             let name = "nodemesh_certificate_not_after_seconds";
             add(&mut families, name, &key, None, end.unsigned_abs());
+            let name = "nodemesh_certificate_expires_in_seconds";
+            add(&mut families, name, &key, None, end - now_s());
         }
         let refused = shared.capture().refusals(pod.slot).unwrap_or_default();
         let audited = shared.capture().audited(pod.slot).unwrap_or_default();

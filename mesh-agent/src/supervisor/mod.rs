@@ -62,6 +62,7 @@ mod shared;
 mod signing;
 mod standing;
 mod tamper;
+mod trust;
 mod unserved;
 mod watch;
 mod workers;
@@ -181,6 +182,7 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
         config.clone(),
         shared.discovery.clone(),
     ));
+    tokio::spawn(trust::follow(shared.control.clone(), shared.trust.clone()));
     tokio::spawn(node_report::keep_reporting(shared.clone()));
     tokio::spawn(kernel_rules::keep(shared.clone()));
     let stopped = stop_signal()?;

@@ -13,6 +13,7 @@ use super::discovery::Discovery;
 use super::kernel_rules::KernelRules;
 use super::pods::{PodKey, Records};
 use super::report::PodReport;
+use super::trust::TrustStore;
 use super::workers::Command;
 use crate::capture::Capture;
 use crate::sandbox::WorkerImage;
@@ -26,6 +27,7 @@ pub(super) struct Shared {
     pub(super) image: WorkerImage,
     pub(super) discovery: Arc<Discovery>,
     pub(super) control: Arc<Control>,
+    pub(super) trust: Arc<TrustStore>,
     pub(super) records: Records,
     /// Some pod's report has changed.
     pub(super) news: Arc<Notify>,
@@ -54,12 +56,14 @@ impl Shared {
         records: Records,
     ) -> Self {
         let discovery = Discovery::new(&config.node, &config.resolvers);
+        let trust = TrustStore::open(&config);
         Self {
             config,
             mesh_cgroup,
             image,
             discovery: Arc::new(discovery),
-            control: Control::new(),
+            control: Control::new(trust.clone()),
+            trust,
             records,
             news: Arc::default(),
             kernel: KernelRules::default(),

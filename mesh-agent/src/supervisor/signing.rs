@@ -49,8 +49,13 @@ impl Signing {
                     let _ = told.try_send(error.to_string());
                 }
             };
-            let roots = &shared.config.trust_bundle;
-            csr::relay(&shared.control, &identity, &csr, roots, on_trouble).await
+            let (control, trust) = (&shared.control, &shared.trust);
+            let asked = csr::Asked {
+                identity: &identity,
+                csr: &csr,
+                lifetime_s: shared.config.certificate_lifetime_s.into(),
+            };
+            csr::relay(control, trust, &asked, on_trouble).await
         });
         Self { task, trouble }
     }

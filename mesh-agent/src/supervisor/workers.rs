@@ -172,8 +172,8 @@ impl PodTask {
     /// The worker of an earlier supervisor, where one runs.
     fn adopt(&mut self) -> Option<Newborn> {
         let placed = self.record.placed.clone()?;
-        let roots = &self.shared.config.trust_bundle;
-        self.legacy.svid = chain_from_pem(&placed.certificate, &self.identity, roots);
+        let trusted = self.shared.trust.bundle();
+        self.legacy.svid = chain_from_pem(&placed.certificate, &self.identity, &trusted.roots);
         let cgroup = match self.shared.mesh_cgroup.existing(&self.record.key.joined()) {
             Ok(cgroup) => cgroup,
             Err(e) => {

@@ -32,6 +32,9 @@ pub(crate) struct Limits {
     /// Bytes of flows that may wait in this worker; beyond, a flow whose app does not read is
     /// reset: a worker that runs out of memory would take every flow of its pod with it.
     pub(crate) buffered: u64,
+    /// How long a tunnel may go on after its certificate was replaced, where its peer can't be shown
+    /// the new one.
+    pub(crate) tunnel_drain: Duration,
     /// Bytes of its cgroup's memory limit; 0 where there is none.
     memory_max: u64,
 }
@@ -56,6 +59,7 @@ impl Limits {
                 .min(2047),
             handshake_timeout: ms(message.handshake_timeout_ms, 10_000),
             connect_timeout: ms(message.connect_timeout_ms, 5_000),
+            tunnel_drain: ms(message.tunnel_drain_ms, 600_000),
             buffered: u64::from(or(message.buffered_mib, default.buffered_mib)) * MIB,
             memory_max: u64::from(message.memory_max_mib) * MIB,
         }

@@ -1,14 +1,19 @@
 //! The pod's certificate: asked for, checked, renewed in time.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_api::worker::{CertificateRequest, to_supervisor::Message};
+use mesh_api::convert::trust::read_into;
+use mesh_api::worker::{CertificateRequest, TrustBundle, to_supervisor::Message};
+use mesh_core::certificate::CLOCK_SKEW_S;
+use mesh_core::revocation::Revocations;
 use tokio::time::Instant;
 
 use super::context::Context;
 use super::key::PodKey;
-use super::tls::{Credentials, CredentialsError, now_s};
+use super::metrics::Count;
+use super::tls::{Credentials, Trust, now_s};
 
 /// After a key was taken over the supervisor pushes the certificate that goes with it; this
 /// long a worker waits for it before it asks for a new one.
@@ -28,7 +33,9 @@ pub(crate) struct Certifier {
     context: Rc<Context>,
     key: PodKey,
     chain: Option<Vec<Vec<u8>>>,
-    roots: Option<Vec<Vec<u8>>>,
+    trust: Option<Arc<Trust>>,
+    /// Parts of a trust bundle that is coming in.
+    bundle: Vec<TrustBundle>,
     /// Not before this time is another request sent.
     not_before: Instant,
     /// Seconds since the epoch at which the certificate in use is to be renewed.
@@ -47,7 +54,8 @@ impl Certifier {
             context,
             key,
             chain: None,
-            roots: None,
+            trust: None,
+            bundle: Vec::new(),
             not_before: Instant::now() + wait,
             renew_at_s: None,
             retry: RETRY.0,
@@ -107,55 +115,88 @@ impl Certifier {
         self.retry = (self.retry * 2).min(RETRY.1);
     }
 
-    /// A certificate was pushed. True when new credentials are in use.
+    /// A certificate was pushed. True when a new one is in use.
     pub(crate) fn certificate(&mut self, chain: Vec<Vec<u8>>) -> bool {
         self.apply(Some(chain), None)
     }
 
-    /// A trust bundle was pushed. True when new credentials are in use.
-    pub(crate) fn trust_bundle(&mut self, roots: Vec<Vec<u8>>) -> bool {
-        self.apply(None, Some(roots))
+    /// A trust bundle was pushed, or a part of it. True when a new certificate is in use.
+    pub(crate) fn trust_bundle(&mut self, part: TrustBundle) -> bool {
+        let more = part.more;
+        self.bundle.push(part);
+        if more {
+            return false;
+        }
+        let bundle = std::mem::take(&mut self.bundle);
+        match self.read(bundle) {
+            Ok(trust) => trust.is_some_and(|trust| self.apply(None, Some(trust))),
+            Err(error) => {
+                self.context.metrics.add(Count::TrustUnreadable, 1);
+                tracing::error!(
+                    error,
+                    "the trust bundle that was pushed can't be used, the one before it stays in force; do the agent and control come from the same release?"
+                );
+                false
+            }
+        }
+    }
+
+    /// The supervisor is another one: what an earlier one began it does not end.
+    pub(crate) fn begin_anew(&mut self) {
+        self.bundle.clear();
+    }
+
+    /// A whole bundle, if it is another than the one in use.
+    fn read(&self, parts: Vec<TrustBundle>) -> Result<Option<Arc<Trust>>, String> {
+        let (mut roots, mut revocations) = (Vec::new(), Revocations::default());
+        for part in parts {
+            roots.extend(part.roots);
+            for revoked in &part.revocations {
+                read_into(&mut revocations, revoked).map_err(|e| e.to_string())?;
+            }
+        }
+        let in_use = self.trust.as_ref();
+        if in_use.is_some_and(|trust| trust.is(&roots, &revocations)) {
+            return Ok(None);
+        }
+        let trust_domain = self.context.pod.identity.trust_domain();
+        let trust = Trust::new(roots, revocations, trust_domain);
+        trust.map(Some).map_err(|e| e.to_string())
     }
 
     /// What is new and good is used; what is not leaves the last good state.
-    fn apply(&mut self, chain: Option<Vec<Vec<u8>>>, roots: Option<Vec<Vec<u8>>>) -> bool {
+    fn apply(&mut self, chain: Option<Vec<Vec<u8>>>, trust: Option<Arc<Trust>>) -> bool {
         let in_use = self.context.credentials().is_some();
-        let unchanged = chain
-            .as_ref()
-            .is_none_or(|new| self.chain.as_ref() == Some(new))
-            && roots
-                .as_ref()
-                .is_none_or(|new| self.roots.as_ref() == Some(new));
-        if in_use && unchanged {
+        let same = |new: &Vec<Vec<u8>>| self.chain.as_ref() == Some(new);
+        if in_use && trust.is_none() && chain.as_ref().is_none_or(same) {
             return false;
         }
         let new_chain = chain.is_some();
+        // What peers are held against holds whatever becomes of the certificate.
+        self.trust = trust.or_else(|| self.trust.take());
         let chain = chain.or_else(|| self.chain.clone());
-        let roots = roots.or_else(|| self.roots.clone());
-        let (Some(chain), Some(roots)) = (&chain, &roots) else {
-            (self.chain, self.roots) = (chain, roots);
+        let (Some(chain), Some(trust)) = (&chain, &self.trust) else {
+            self.chain = chain;
             return false;
         };
         let identity = &self.context.pod.identity;
-        match Credentials::new(&self.key, chain, roots, identity, now_s()) {
+        match Credentials::new(&self.key, chain, trust, identity, now_s()) {
             Ok(credentials) => {
-                self.adopt(&credentials);
-                (self.chain, self.roots) = (Some(chain.clone()), Some(roots.clone()));
-                self.context.set_credentials(credentials);
-                true
+                self.chain = Some(chain.clone());
+                if new_chain || self.renew_at_s.is_none() {
+                    self.adopt(&credentials);
+                }
+                self.context.set_credentials(credentials)
             }
             Err(error) => {
                 tracing::error!(%error, "what was pushed can't be used");
-                if !matches!(error, CredentialsError::NoRoots) {
-                    if !in_use {
-                        // The other half may be fine.
-                        self.roots = Some(roots.clone());
-                        self.chain = None;
-                    }
-                    if new_chain {
-                        self.renew_at_s = None;
-                        self.try_later();
-                    }
+                if !in_use {
+                    // The other half may be fine.
+                    self.chain = None;
+                }
+                if new_chain {
+                    self.renew_at_s = None;
+                    self.try_later();
                 }
                 false
             }
@@ -165,8 +206,10 @@ impl Certifier {
     fn adopt(&mut self, credentials: &Credentials) {
         let (not_before_s, not_after_s) = credentials.validity_s();
         let per_mille = RENEW_AFTER + i64::from(random_below_256()) * RENEW_JITTER / 256;
-        let life_s = not_after_s - not_before_s;
-        self.renew_at_s = Some(not_before_s + life_s * per_mille / 1000);
+        // It begins early for peers whose clock is behind; of a short life that is most.
+        let issued_s = now_s().min(not_before_s + CLOCK_SKEW_S);
+        let life_s = not_after_s - issued_s;
+        self.renew_at_s = Some(issued_s + life_s * per_mille / 1000);
         self.retry = RETRY.0;
         // A certificate that is due at once is not asked for in a loop.
         self.not_before = Instant::now() + RETRY.0;

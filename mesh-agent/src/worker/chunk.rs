@@ -119,8 +119,13 @@ impl Chunk {
     }
 
     pub(crate) fn empty() -> Self {
+        Self::of_worker(Bytes::new())
+    }
+
+    /// What the worker itself says: no flow waits for it.
+    pub(crate) fn of_worker(bytes: Bytes) -> Self {
         Self {
-            bytes: Bytes::new(),
+            bytes,
             len: 0,
             stream: None,
         }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use mesh_api::worker::Start;
 use mesh_common::RESERVED_PORTS;
@@ -114,6 +115,8 @@ pub(crate) struct Context {
     pub(crate) phase: watch::Sender<Phase>,
     /// Counts certificates: tunnels of others are cycled when it changes.
     pub(crate) epoch: watch::Sender<u64>,
+    /// Counts changes of what others are held against.
+    pub(crate) trust_changes: watch::Sender<u64>,
     /// Handshakes of callers under way.
     pub(crate) handshakes: Places,
     credentials: RefCell<Option<Rc<Credentials>>>,
@@ -144,33 +147,36 @@ impl Context {
             hooks,
             phase: watch::Sender::new(Phase::Serving),
             epoch: watch::Sender::new(0),
+            trust_changes: watch::Sender::new(0),
             handshakes: Places::default(),
             credentials: RefCell::default(),
         }))
     }
 
-    /// Credentials for new handshakes.
-    pub(crate) fn set_credentials(&self, credentials: Rc<Credentials>) {
-        *self.credentials.borrow_mut() = Some(credentials);
-        self.epoch.send_modify(|epoch| *epoch += 1);
+    /// Credentials for new handshakes. True when the certificate is another than before.
+    pub(crate) fn set_credentials(&self, credentials: Rc<Credentials>) -> bool {
+        let before = self.credentials.borrow_mut().replace(credentials.clone());
+        let before = before.as_ref();
+        if !before.is_some_and(|before| Arc::ptr_eq(before.trust(), credentials.trust())) {
+            self.trust_changes.send_modify(|changes| *changes += 1);
+        }
+        let renewed = !before.is_some_and(|before| before.same_certificate(&credentials));
+        if renewed {
+            self.epoch.send_modify(|epoch| *epoch += 1);
+        }
+        renewed
     }
 
     pub(crate) fn credentials(&self) -> Option<Rc<Credentials>> {
         self.credentials.borrow().clone()
     }
 
-    /// The credentials, if their certificate is valid now.
+    /// The credentials, if they may be used now.
     pub(crate) fn valid_credentials(&self) -> Result<Rc<Credentials>, Fault> {
-        let fault = |detail: String| Fault::new(Reason::NoCertificate, detail);
-        let credentials = self
-            .credentials()
-            .ok_or_else(|| fault("none has been issued yet".to_owned()))?;
-        let (not_before_s, not_after_s) = credentials.validity_s();
-        if !(not_before_s..not_after_s).contains(&now_s()) {
-            return Err(fault(format!(
-                "valid from {not_before_s} to {not_after_s} (seconds since the epoch)"
-            )));
-        }
+        let credentials = self.credentials();
+        let credentials = credentials
+            .ok_or_else(|| Fault::new(Reason::NoCertificate, "none has been issued yet"))?;
+        credentials.valid(now_s())?;
         Ok(credentials)
     }
 

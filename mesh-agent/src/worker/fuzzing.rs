@@ -142,7 +142,7 @@ pub fn supervisor_messages<'a>(start: &[u8], messages: impl Iterator<Item = &'a 
                 let fresh = certifier.certificate(certificate.chain);
                 assert!(!fresh, "the key is new: nobody has signed it");
             }
-            M::TrustBundle(bundle) => drop(certifier.trust_bundle(bundle.roots)),
+            M::TrustBundle(bundle) => drop(certifier.trust_bundle(bundle)),
             M::CertificateRefused(refused) => certifier.refused(&refused.why),
             _ => {}
         }

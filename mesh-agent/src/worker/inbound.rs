@@ -16,19 +16,22 @@ use mesh_core::identity::Identity;
 use mesh_core::reason::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::admission::{Newcomer, Place};
+use super::admission::{Newcomer, Place, Places};
 use super::chunk::Chunk;
 use super::context::Context;
 use super::fault::{Direction, Fault};
 use super::flow::Flow;
 use super::metrics::{Count, OpenGuard};
+use super::proofs;
 use super::relay::{ByteCounts, relay};
 use super::socket;
 use super::sources::Source;
+use super::standing::Standing;
 use super::tls::{self, ReadAhead};
 use super::tunnel::{
     MAX_FRAME, MAX_HEADERS, RESET_STREAMS, SEND_BUFFER, STREAM_WINDOW, connection_window,
@@ -64,18 +67,19 @@ pub(crate) async fn serve(context: Rc<Context>, stream: TcpStream, peer: SocketA
         .unwrap_or_else(|_| Err(Fault::new(Reason::HandshakeTimeout, "it was dropped")));
     drop(place);
     match shaken {
-        Ok((tunnel, identity, parameters)) => {
+        Ok((tunnel, standing, parameters)) => {
             context.metrics.add(Count::HandshakesInbound, 1);
             let source = context.sources.look_up(peer.ip());
             context.sources.note_tunnel(&source);
             let reports = &context.reports;
+            let identity = standing.identity().clone();
             reports.tunnel_opened(Direction::Inbound, &identity, peer, parameters);
             let caller = Caller {
                 address: peer,
-                identity: identity.into(),
+                identity,
                 source,
             };
-            drive(context, tunnel, caller).await;
+            drive(context, tunnel, caller, standing).await;
         }
         Err(fault) => {
             let (metrics, reports) = (&context.metrics, &context.reports);
@@ -113,21 +117,22 @@ fn admit(context: &Context) -> Result<Place, Fault> {
 async fn handshake(
     context: &Context,
     stream: TcpStream,
-) -> Result<(Tunnel, Identity, String), Fault> {
+) -> Result<(Tunnel, Rc<Standing>, String), Fault> {
     let credentials = context.valid_credentials()?;
     let mut tls = TlsAcceptor::from(credentials.server())
         .accept(ReadAhead::new(stream))
         .into_fallible()
         .await
         .map_err(|(error, stream)| {
-            tokio::task::spawn_local(let_alert_arrive(stream));
+            spawn_local(let_alert_arrive(stream));
             tls::fault_of(&error)
         })?;
     tls.get_mut().1.set_buffer_limit(Some(tls::WRITE_BUFFER));
-    let trust_domain = credentials.identity().trust_domain();
-    let identity = tls::client_identity(tls.get_ref().1.peer_certificates(), trust_domain)?;
+    let (direction, metrics) = (Direction::Inbound, &context.metrics);
+    let standing = Standing::new(direction, tls.get_ref().1, credentials, metrics)?;
     let parameters = tls::parameters(tls.get_ref().1);
-    let streams = context.limits().streams_per_tunnel;
+    // One more where proofs have a stream of their own.
+    let streams = context.limits().streams_per_tunnel + u32::from(standing.proves_anew());
     let tunnel = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(connection_window(streams))
@@ -139,8 +144,8 @@ async fn handshake(
         .max_pending_accept_reset_streams(RESET_STREAMS)
         .handshake(tls)
         .await
-        .map_err(|error| fault_of_h2(&error).of_peer(&identity))?;
-    Ok((tunnel, identity, parameters))
+        .map_err(|error| fault_of_h2(&error).of_peer(standing.identity()))?;
+    Ok((tunnel, standing, parameters))
 }
 
 /// Closes a connection whose handshake failed so that the alert, which says why, arrives: with
@@ -163,9 +168,13 @@ async fn let_alert_arrive(mut stream: ReadAhead) {
 }
 
 /// Drives one tunnel: accepts streams, cycles it when the certificate changes or the worker
-/// drains.
-async fn drive(context: Rc<Context>, mut tunnel: Tunnel, caller: Caller) {
+/// drains, ends it when it may not go on.
+async fn drive(context: Rc<Context>, mut tunnel: Tunnel, caller: Caller, standing: Rc<Standing>) {
     let _open = context.metrics.open(Count::TunnelsInbound);
+    let streams = Places::default();
+    let kept = standing.kept(&context);
+    tokio::pin!(kept);
+    let mut proves_anew = standing.proves_anew();
     let mut epoch = context.epoch.subscribe();
     let mut leaving = false;
     let ping = tunnel.ping_pong();
@@ -190,6 +199,11 @@ async fn drive(context: Rc<Context>, mut tunnel: Tunnel, caller: Caller) {
                 continue;
             }
             () = &mut keep_alive => return,
+            fault = &mut kept => {
+                let (from, streams) = (caller.address, streams.taken());
+                let reports = &context.reports;
+                return reports.tunnel_cut(Direction::Inbound, &fault, from, streams);
+            }
         };
         match next {
             None => return,
@@ -205,6 +219,16 @@ async fn drive(context: Rc<Context>, mut tunnel: Tunnel, caller: Caller) {
             }
             Some(Ok((request, mut respond))) => {
                 turn::give_way();
+                if proves_anew && proofs::is_request(&request) {
+                    // There is one.
+                    proves_anew = false;
+                    if let Ok(send) = respond.send_response(Response::new(()), false) {
+                        let (context, standing) = (context.clone(), standing.clone());
+                        let receive = request.into_body();
+                        spawn_local(proofs::exchange(context, standing, send, receive));
+                    }
+                    continue;
+                }
                 if let Err(fault) = context.admit_stream() {
                     let to = authority(&request).unwrap_or_default();
                     let fault = fault.of_peer(&caller.identity);
@@ -215,8 +239,9 @@ async fn drive(context: Rc<Context>, mut tunnel: Tunnel, caller: Caller) {
                 }
                 let open = [Count::StreamsInbound, Count::InboundOpen];
                 let open = open.map(|gauge| context.metrics.open(gauge));
+                let open = (open, streams.take());
                 let (context, caller) = (context.clone(), caller.clone());
-                tokio::task::spawn_local(serve_stream(context, request, respond, caller, open));
+                spawn_local(serve_stream(context, request, respond, caller, open));
             }
         }
     }
@@ -227,7 +252,7 @@ async fn serve_stream(
     request: Request<RecvStream>,
     mut respond: SendResponse<Chunk>,
     caller: Caller,
-    _open: [OpenGuard; 2],
+    _open: ([OpenGuard; 2], Place),
 ) {
     let opened = Box::pin(open(&context, &request, &mut respond, &caller)).await;
     let (app, mut flow) = match opened {

@@ -1,6 +1,8 @@
 //! What the worker counts. One thread, so plain cells; the supervisor adds pod and node.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::pin::pin;
 use std::rc::Rc;
 
@@ -76,6 +78,14 @@ counts! {
     PlainInbound = "nodemesh_plain_connections_total", "inbound";
     /// Policies that could not be read; the one before each stayed in force.
     PoliciesUnreadable = "nodemesh_policies_unreadable_total", "";
+    /// New certificates proven to peers in tunnels that stood.
+    ProofsSent = "nodemesh_tunnel_proofs_total", "sent";
+    /// New certificates of peers taken in tunnels that stood.
+    ProofsTaken = "nodemesh_tunnel_proofs_total", "taken";
+    /// New certificates of peers proven in tunnels that stood, and not trusted when they came.
+    ProofsWaiting = "nodemesh_tunnel_proofs_total", "untrusted";
+    /// Trust bundles that could not be read or used; the one before each stayed in force.
+    TrustUnreadable = "nodemesh_trust_unreadable_total", "";
     /// Probes of the app that it answered well.
     HealthChecksPassed = "nodemesh_health_checks_total", "passed";
     /// Probes of the app that failed.
@@ -89,6 +99,8 @@ pub(crate) struct Metrics {
     judged: [ByReason; 3],
     handshake_failures: ByReason,
     failovers: Box<[Cell<u64>]>,
+    /// By [`Direction`]: when peers' certificates of tunnels that stand end, and of how many.
+    ends: [RefCell<BTreeMap<i64, u64>>; 2],
     opened: Notify,
     closed: Notify,
 }
@@ -108,6 +120,7 @@ impl Metrics {
             judged: [reasons(), reasons(), reasons()],
             handshake_failures: reasons(),
             failovers: zeroes(Reason::ALL.len()),
+            ends: Default::default(),
             opened: Notify::new(),
             closed: Notify::new(),
         }
@@ -174,6 +187,23 @@ impl Metrics {
         cell.set(cell.get() + 1);
     }
 
+    /// The peer's certificate of a tunnel ends another time than it did, in seconds since the
+    /// epoch; `None` before and after the tunnel.
+    pub(crate) fn tunnel_ends(&self, direction: Direction, before: Option<i64>, now: Option<i64>) {
+        let mut ends = self.ends[direction as usize].borrow_mut();
+        if let Some(now) = now {
+            *ends.entry(now).or_default() += 1;
+        }
+        if let Some(before) = before
+            && let Entry::Occupied(mut entry) = ends.entry(before)
+        {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+
     /// Every count, and every reason that has occurred.
     pub(crate) fn snapshot(&self) -> Vec<Counter> {
         let counter = |name: &str, label: &str, cell: &Cell<u64>| Counter {
@@ -208,6 +238,14 @@ impl Metrics {
             }
         }
         of_reasons("nodemesh_failovers_total".to_owned(), &self.failovers);
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            let ends = self.ends[direction as usize].borrow();
+            all.extend(ends.keys().next().map(|first| Counter {
+                name: "nodemesh_tunnel_peer_not_after_seconds".to_owned(),
+                label: direction.as_str().to_owned(),
+                value: u64::try_from(*first).unwrap_or(0),
+            }));
+        }
         all
     }
 }

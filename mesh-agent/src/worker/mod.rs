@@ -31,6 +31,7 @@ mod peer_settings;
 mod plaintext;
 mod policy;
 mod pool;
+mod proofs;
 mod rarely;
 mod relay;
 mod relay_local;
@@ -38,6 +39,7 @@ mod report;
 mod route;
 mod socket;
 mod sources;
+mod standing;
 mod tls;
 mod tunnel;
 mod turn;
@@ -274,7 +276,7 @@ impl Worker {
                 }
             }
             M::TrustBundle(bundle) => {
-                if self.certifier.trust_bundle(bundle.roots) {
+                if self.certifier.trust_bundle(bundle) {
                     self.credentials_changed();
                 }
             }
@@ -356,6 +358,7 @@ impl Worker {
     fn resync(&mut self) -> anyhow::Result<()> {
         // Half a batch of the one before has no other half.
         self.batch = Batch::default();
+        self.certifier.begin_anew();
         let (listeners, fds) = self
             .listeners
             .hand_over(&self.listeners.kinds())
@@ -405,7 +408,12 @@ impl Worker {
             match message {
                 Ok(Some((M::Changes(changes), _))) => self.changes(changes),
                 Ok(Some((M::MetricsRequest(request), _))) => send_metrics(&context, request.id),
-                Ok(Some((M::Resync(_), _))) => self.batch = Batch::default(),
+                // What is not trusted any more ends its tunnels also here.
+                Ok(Some((M::TrustBundle(bundle), _))) => drop(self.certifier.trust_bundle(bundle)),
+                Ok(Some((M::Resync(_), _))) => {
+                    self.batch = Batch::default();
+                    self.certifier.begin_anew();
+                }
                 Ok(Some(_)) => {}
                 // The supervisor has gone; the flows have not.
                 Ok(None) | Err(_) => heard = false,

@@ -363,11 +363,14 @@ async fn drive(
         tunnel,
         site: site.clone(),
     };
+    let Some(context) = site.pool.upgrade().map(|pool| pool.context.clone()) else {
+        return;
+    };
     let limits = || {
         site.streams_per_tunnel.set(registration.tunnel.limit());
         site.serve();
     };
-    let fault = match driver.run(limits).await {
+    let fault = match driver.run(&context, limits).await {
         Ok(()) => gone("the peer closed the tunnel"),
         Err(fault) => fault,
     };

@@ -98,6 +98,29 @@ impl Reports {
         }
     }
 
+    /// The same for a tunnel that may not go on, and takes its flows along.
+    pub(crate) fn tunnel_cut(
+        &self,
+        direction: Direction,
+        fault: &Fault,
+        peer: SocketAddr,
+        streams: u64,
+    ) {
+        let ends = match direction {
+            Direction::Inbound => (peer.to_string(), String::new()),
+            Direction::Outbound => (String::new(), peer.to_string()),
+        };
+        let detail = format!(
+            "a tunnel with {streams} streams was ended: {}",
+            fault.detail
+        );
+        let fault = Fault {
+            detail,
+            ..fault.clone()
+        };
+        self.tell(Outcome::Cut, direction, &fault, ends.0, ends.1);
+    }
+
     fn within_budget(&self) -> bool {
         self.budget.borrow_mut().take(Instant::now().into_std())
     }

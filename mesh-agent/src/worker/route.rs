@@ -168,6 +168,7 @@ fn is_of_identity(reason: Reason) -> bool {
             | Reason::PeerTrustDomain
             | Reason::PeerNoIdentity
             | Reason::PeerNoCertificate
+            | Reason::PeerRevoked
     )
 }
 

@@ -14,6 +14,7 @@ use mesh_common::PORT_HBONE;
 use mesh_core::reason::Reason;
 use rustls::pki_types::ServerName;
 use tokio::sync::{Notify, oneshot};
+use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -24,6 +25,8 @@ use super::discovery::Endpoint;
 use super::fault::{Direction, Fault};
 use super::metrics::{Count, OpenGuard};
 use super::peer_settings::{Observed, PeerSettings};
+use super::proofs;
+use super::standing::Standing;
 use super::tls::{self, ReadAhead};
 
 /// Receive window of one stream, in bytes. Every stream has its own room in the connection's
@@ -55,12 +58,16 @@ pub(crate) struct Tunnel {
     sender: RefCell<Option<SendRequest<Chunk>>>,
     settings: Rc<PeerSettings>,
     own_limit: u64,
+    address: SocketAddr,
     parameters: String,
     streams: Cell<u64>,
     idle_since: Cell<Instant>,
     retired: Cell<bool>,
     doubted: Cell<bool>,
     doubt_changed: Notify,
+    standing: Rc<Standing>,
+    /// It has no stream left, and takes none.
+    done: Notify,
 }
 
 /// Drives a tunnel until it ends.
@@ -76,7 +83,7 @@ impl Tunnel {
     /// Connects to the worker of `endpoint` and does the handshakes. The tunnel is usable once
     /// the driver, which must be run, sends on the receiver.
     pub(crate) async fn connect(
-        context: &Context,
+        context: &Rc<Context>,
         endpoint: &Endpoint,
     ) -> Result<(Rc<Self>, Driver, oneshot::Receiver<()>), Fault> {
         let to = SocketAddr::new(endpoint.address.ip(), PORT_HBONE);
@@ -99,6 +106,8 @@ impl Tunnel {
             })?;
         context.metrics.add(Count::HandshakesOutbound, 1);
         tls.get_mut().1.set_buffer_limit(Some(tls::WRITE_BUFFER));
+        let (direction, metrics) = (Direction::Outbound, &context.metrics);
+        let standing = Standing::new(direction, tls.get_ref().1, credentials, metrics)?;
         let parameters = tls::parameters(tls.get_ref().1);
         let settings = PeerSettings::new();
         let limit = context.limits().streams_per_tunnel;
@@ -120,13 +129,21 @@ impl Tunnel {
             sender: RefCell::new(Some(sender)),
             settings,
             own_limit: limit.into(),
+            address: to,
             parameters,
             streams: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             retired: Cell::new(false),
             doubted: Cell::new(false),
             doubt_changed: Notify::new(),
+            standing,
+            done: Notify::new(),
         });
+        if tunnel.standing.proves_anew() {
+            let asked = tunnel.request(proofs::request());
+            let (answer, send) = asked.map_err(|e| Fault::new(Reason::TunnelProtocol, e))?;
+            spawn_local(tunnel.clone().prove_anew(context.clone(), answer, send));
+        }
         let (ready, is_ready) = oneshot::channel();
         let driver = Driver {
             connection,
@@ -140,7 +157,49 @@ impl Tunnel {
 
     /// Streams this tunnel can carry without one holding up another.
     pub(crate) fn limit(&self) -> u64 {
-        self.settings.independent_streams().min(self.own_limit)
+        // The stream for proofs has room of its own.
+        let others = u64::from(self.standing.proves_anew());
+        let streams = self.settings.independent_streams().saturating_sub(others);
+        streams.max(1).min(self.own_limit)
+    }
+
+    /// Keeps the stream for proofs for as long as the tunnel has others, or takes them.
+    async fn prove_anew(
+        self: Rc<Self>,
+        context: Rc<Context>,
+        answer: ResponseFuture,
+        send: SendStream<Chunk>,
+    ) {
+        let exchange = async {
+            // Without an answer the tunnel ends with what has been proven in it.
+            if let Ok(answer) = answer.await
+                && answer.status().is_success()
+            {
+                let standing = self.standing.clone();
+                proofs::exchange(context, standing, send, answer.into_body()).await;
+            }
+        };
+        tokio::select! {
+            () = exchange => {}
+            () = self.done() => {}
+        }
+    }
+
+    /// Ends when it has no stream left and takes none.
+    async fn done(&self) {
+        loop {
+            let mut done = pin!(self.done.notified());
+            done.as_mut().enable();
+            if self.sender.borrow().is_none() {
+                return;
+            }
+            done.await;
+        }
+    }
+
+    fn close(&self) {
+        self.sender.borrow_mut().take();
+        self.done.notify_waiters();
     }
 
     /// Whether one more stream may be opened.
@@ -177,7 +236,7 @@ impl Tunnel {
         self.streams.set(self.streams.get() - 1);
         self.idle_since.set(Instant::now());
         if self.retired.get() && self.streams.get() == 0 {
-            self.sender.borrow_mut().take();
+            self.close();
         }
     }
 
@@ -185,7 +244,7 @@ impl Tunnel {
     pub(crate) fn retire(&self) {
         self.retired.set(true);
         if self.streams.get() == 0 {
-            self.sender.borrow_mut().take();
+            self.close();
         }
     }
 
@@ -211,7 +270,7 @@ impl Tunnel {
         }
     }
 
-    /// Sends a CONNECT.
+    /// Opens a stream.
     pub(crate) fn request(
         &self,
         request: Request<()>,
@@ -232,7 +291,7 @@ impl Tunnel {
 
 impl Driver {
     /// Drives the connection until it ends; `changed` is called when room may have appeared.
-    pub(crate) async fn run(self, changed: impl Fn()) -> Result<(), Fault> {
+    pub(crate) async fn run(self, context: &Context, changed: impl Fn()) -> Result<(), Fault> {
         let Self {
             mut connection,
             ping,
@@ -249,6 +308,10 @@ impl Driver {
                     // Nobody waits any more: the tunnel serves whoever comes.
                     let _gone = ready.send(());
                 }
+                // Those who have streams in it keep them; without any it is closed.
+                if settings.leaving() {
+                    tunnel.retire();
+                }
                 changed();
             }
             polled
@@ -256,8 +319,15 @@ impl Driver {
         let result = tokio::select! {
             ended = driven => ended.map_err(|error| fault_of_h2(&error)),
             fault = keep_alive(ping, &tunnel, &changed) => Err(fault),
+            fault = tunnel.standing.kept(context) => {
+                let (to, streams) = (tunnel.address, tunnel.streams.get());
+                context.reports.tunnel_cut(Direction::Outbound, &fault, to, streams);
+                Err(fault)
+            }
         };
+        // What is left of it gets no room, and nobody waits for it.
         tunnel.retired.set(true);
+        tunnel.close();
         result
     }
 }

@@ -156,6 +156,7 @@ async fn certify(channel: &SupervisorChannel, csr: &[u8]) {
     let leaf = request.signed_by(&AUTHORITY.issuer).expect("a certificate");
     let bundle = to_worker::Message::TrustBundle(TrustBundle {
         roots: vec![AUTHORITY.root.to_vec()],
+        ..TrustBundle::default()
     });
     let certificate = to_worker::Message::Certificate(Certificate {
         chain: vec![leaf.der().to_vec()],

@@ -220,7 +220,10 @@ fn hear(
             let chain = pki.sign(&request.csr, &leaf);
             let roots = pki.roots();
             return vec![
-                to_worker::Message::TrustBundle(TrustBundle { roots }),
+                to_worker::Message::TrustBundle(TrustBundle {
+                    roots,
+                    ..TrustBundle::default()
+                }),
                 to_worker::Message::Certificate(Certificate { chain }),
             ];
         }

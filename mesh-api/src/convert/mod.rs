@@ -15,6 +15,7 @@ use crate::workload as wire;
 pub mod budget;
 pub mod policy;
 pub mod security;
+pub mod trust;
 
 /// The network that every workload of a mesh without network names is in.
 const NETWORK: &str = "";

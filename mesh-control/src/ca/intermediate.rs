@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use mesh_core::certificate::{Leaf, Validity, leaf_validity};
-use mesh_core::identity::TrustDomain;
+use mesh_core::identity::{NodeIdentity, TrustDomain};
+use mesh_core::revocation::NODE_MARK_LEN;
 use rcgen::{
     CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
@@ -15,6 +16,7 @@ use time::OffsetDateTime;
 use super::signer::IssuingKey;
 use super::source::NamespaceScope;
 use super::{IssueFault, Issued, SERVER_LIFETIME_S, SERVER_NAME, encode_pem};
+use crate::trust::node_mark;
 
 /// An intermediate CA and its key, checked.
 pub(super) struct Intermediate {
@@ -29,10 +31,12 @@ pub(super) struct Intermediate {
 }
 
 /// What tells the three kinds of leaf apart.
-pub(super) struct Template {
+pub(super) struct Template<'a> {
     pub(super) names: Vec<SanType>,
     pub(super) purposes: Vec<ExtendedKeyUsagePurpose>,
     pub(super) lifetime_s: i64,
+    /// Through which it is issued.
+    pub(super) node: Option<&'a NodeIdentity>,
 }
 
 impl Intermediate {
@@ -44,7 +48,7 @@ impl Intermediate {
 
     pub(super) fn issue(
         &self,
-        template: Template,
+        template: Template<'_>,
         key: &impl PublicKeyData,
         now_s: i64,
     ) -> Result<Issued, IssueFault> {
@@ -52,7 +56,7 @@ impl Intermediate {
         let mut params = CertificateParams::default();
         // SVIDs are named by their URI alone; with no subject, that extension is critical.
         params.distinguished_name = DistinguishedName::new();
-        params.serial_number = Some(random_serial()?);
+        params.serial_number = Some(serial(template.node)?);
         params.not_before = at(validity.not_before_s);
         params.not_after = at(validity.not_after_s);
         params.subject_alt_names = template.names;
@@ -84,6 +88,7 @@ impl Intermediate {
             ],
             purposes: vec![ExtendedKeyUsagePurpose::ServerAuth],
             lifetime_s: SERVER_LIFETIME_S,
+            node: None,
         };
         let issued = self.issue(template, &key, now_s)?;
         let der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
@@ -132,11 +137,15 @@ impl Issuers {
     }
 }
 
-/// 126 random bits in 16 bytes: positive, and always of the same length.
-fn random_serial() -> Result<SerialNumber, IssueFault> {
-    let mut bytes = [0; 16];
+/// 96 random bits after the mark of the node, by which all that was issued through it can be
+/// revoked: 20 bytes, the most that there may be (RFC 5280), positive, and always of that length.
+fn serial(node: Option<&NodeIdentity>) -> Result<SerialNumber, IssueFault> {
+    let mut bytes = [0; 20];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| IssueFault::Random)?;
-    bytes[0] = bytes[0] & 0x3f | 0x40;
+    match node {
+        Some(node) => bytes[..NODE_MARK_LEN].copy_from_slice(&node_mark(node.node())),
+        None => bytes[0] = bytes[0] & 0x3f | 0x40,
+    }
     Ok(SerialNumber::from_slice(&bytes))
 }
 

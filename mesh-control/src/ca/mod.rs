@@ -147,6 +147,16 @@ impl Authority {
         self.bundle.subscribe()
     }
 
+    /// All CAs: the roots, and what leads to them.
+    #[must_use]
+    pub fn authorities(&self) -> Vec<CertificateDer<'static>> {
+        let mut all = self.roots().roots().to_vec();
+        for (_, intermediate) in self.issuers().all() {
+            all.extend(intermediate.chain.iter().cloned());
+        }
+        all
+    }
+
     /// The roots that nodes and workloads are to trust now.
     #[must_use]
     pub fn roots(&self) -> Arc<TrustBundle> {
@@ -202,14 +212,15 @@ impl Authority {
         self.issuers.borrow().clone()
     }
 
-    /// Issues an SVID for `identity` that lives `lifetime_s` (0: the default; never longer
-    /// than [`WORKLOAD_LIFETIME_S`]).
+    /// Issues an SVID for `identity`, through a node, that lives `lifetime_s` (0: the default;
+    /// never longer than [`WORKLOAD_LIFETIME_S`]).
     ///
     /// # Errors
     /// A signing chain that is not valid now, or a negative lifetime.
     pub fn issue_workload(
         &self,
         identity: &Identity,
+        node: &NodeIdentity,
         key: &RequestedKey,
         lifetime_s: i64,
         now_s: i64,
@@ -226,6 +237,7 @@ impl Authority {
                 ExtendedKeyUsagePurpose::ClientAuth,
             ],
             lifetime_s,
+            node: Some(node),
         };
         let issuers = self.issuers();
         issuers.of(identity.namespace()).issue(template, key, now_s)
@@ -245,6 +257,7 @@ impl Authority {
             names: vec![SanType::URI(node.to_string().try_into()?)],
             purposes: vec![ExtendedKeyUsagePurpose::ClientAuth],
             lifetime_s: NODE_LIFETIME_S,
+            node: Some(node),
         };
         self.issuers().default.issue(template, key, now_s)
     }

@@ -18,6 +18,8 @@ use crate::ca::{Authority, Published, Reloader, SignerFault};
 use crate::sources::Source;
 use crate::sources::manifests::Watcher;
 use crate::tokens::TokenStore;
+use crate::trust;
+use crate::trust::crl::CrlFiles;
 pub use kubernetes::KubernetesOptions;
 pub use signers::{Curve, SignerOptions};
 pub use tokens::{TokenConfig, TokenOptions};
@@ -36,7 +38,8 @@ pub enum LogFormat {
 #[derive(Args, Clone, Debug)]
 pub struct RunOptions {
     /// Folder of manifests (*.yaml, *.yml, *.json): Namespace, ServiceAccount, Pod, Service, Node,
-    /// EndpointSlice, AuthorizationPolicy, AuthenticationPolicy, ServicePolicy, WorkerBudget.
+    /// EndpointSlice, AuthorizationPolicy, AuthenticationPolicy, ServicePolicy, WorkerBudget,
+    /// Revocation.
     /// Changes are followed; a change with mistakes is logged and the last good state stays
     #[arg(
         long,
@@ -91,6 +94,10 @@ pub struct RunOptions {
     /// endpoints are known. May be given several times
     #[arg(long, value_name = "IP")]
     pub resolver: Vec<IpAddr>,
+    /// Certificate revocation list (PEM or DER) of a root or an intermediate of the mesh: what it
+    /// lists is refused on every node. Changes of the file are followed. May be given several times
+    #[arg(long, value_name = "FILE")]
+    pub crl: Vec<PathBuf>,
     /// How the log is written
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -131,6 +138,10 @@ pub struct RunConfig {
     pub state_dir: PathBuf,
     /// DNS resolvers beside the model's.
     pub resolvers: Vec<IpAddr>,
+    /// What is trusted, and what is revoked.
+    pub trust: trust::Sources,
+    /// Follows the CRLs.
+    pub crls: CrlFiles,
 }
 
 impl RunConfig {
@@ -192,7 +203,14 @@ impl RunConfig {
         let accounts = accounts
             .map_err(|e| note("--node-service-account", &e))
             .ok();
-        let signer = authority.zip(published).zip(overlap_s);
+        let authority = authority.map(|(authority, sources)| (Arc::new(authority), sources));
+        let crls = authority.as_ref().and_then(|(authority, _)| {
+            let authority = authority.clone();
+            CrlFiles::start(&options.crl, move || authority.authorities(), now_s)
+                .map_err(|e| note("--crl", &e))
+                .ok()
+        });
+        let signer = authority.zip(published).zip(overlap_s).zip(crls);
         match (
             trust_domain.zip(accounts.as_ref()),
             listen,
@@ -201,10 +219,15 @@ impl RunConfig {
             source,
         ) {
             (Some(_), Some(listen), Some(tokens), Some(signer), Some(source)) => {
-                let (((authority, sources), published), overlap_s) = signer;
-                let authority = Arc::new(authority);
+                let ((((authority, sources), published), overlap_s), crls) = signer;
                 let audit = Arc::new(Audit::default());
                 Ok(Self {
+                    trust: trust::Sources {
+                        roots: authority.bundle(),
+                        revocations: source.revocations(),
+                        listed: crls.listed(),
+                    },
+                    crls,
                     listen,
                     reloader: Reloader::new(
                         authority.clone(),

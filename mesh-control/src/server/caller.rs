@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mesh_core::certificate::{Leaf, LeafFault};
-use mesh_core::identity::{NodeIdentity, TrustDomain};
+use mesh_core::identity::{Identity, NodeIdentity, TrustDomain};
+use mesh_core::revocation::{CertificateId, Revoked};
+use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
@@ -16,6 +18,7 @@ use super::meter::Meter;
 use crate::attestor::{Attestors, Evidence};
 use crate::audit::{Audit, Event};
 use crate::refusal::{Refusal, Refused};
+use crate::trust::Served;
 
 /// Longest bearer token that is looked at, in bytes. A service account's has some 1,200.
 const MAX_TOKEN_LEN: usize = 8 * 1024;
@@ -39,6 +42,8 @@ pub struct NodeCaller {
     pub identity: NodeIdentity,
     /// When its certificate or token ends, in seconds since the epoch.
     pub not_after_s: i64,
+    /// Its certificate, if it showed one.
+    pub certificate: Option<CertificateId>,
 }
 
 /// Lets nodes in, and nobody else.
@@ -51,6 +56,8 @@ pub struct Gate {
     bearers: Meter,
     /// Where refusals go.
     audit: Arc<Audit>,
+    /// What is revoked.
+    trust: watch::Receiver<Arc<Served>>,
 }
 
 impl Gate {
@@ -59,12 +66,14 @@ impl Gate {
         attestors: Attestors,
         bearers: Meter,
         audit: Arc<Audit>,
+        trust: watch::Receiver<Arc<Served>>,
     ) -> Self {
         Self {
             trust_domain,
             attestors,
             bearers,
             audit,
+            trust,
         }
     }
 
@@ -132,10 +141,63 @@ impl Gate {
             let message = format!("the client certificate ({uris}) is not a node's: {fault}");
             Refused::new(Refusal::CertificateNotNode, message)
         })?;
-        Ok(NodeCaller {
+        let caller = NodeCaller {
             identity,
             not_after_s: leaf.not_after_s,
-        })
+            certificate: Some(leaf.id.clone()),
+        };
+        self.not_revoked(&caller)?;
+        Ok(caller)
+    }
+
+    fn not_revoked(&self, caller: &NodeCaller) -> Result<(), Refused> {
+        let trust = self.trust.borrow();
+        let node = caller.identity.node();
+        let of_node = || Refused::new(Refusal::NodeRevoked, format!("node {node} is revoked"));
+        if trust.revocations.nodes.contains(node) {
+            return Err(of_node());
+        }
+        match trust.revocations.find(None, caller.certificate.as_slice()) {
+            None => Ok(()),
+            Some(Revoked::Node) => Err(of_node()),
+            Some(what) => Err(Refused::new(Refusal::CertificateRevoked, what.to_string())),
+        }
+    }
+
+    /// Whether certificates may be issued for an identity.
+    ///
+    /// # Errors
+    /// If it is revoked.
+    pub fn issuable(&self, identity: &Identity) -> Result<(), Refused> {
+        if !self
+            .trust
+            .borrow()
+            .revocations
+            .identities
+            .contains(identity)
+        {
+            return Ok(());
+        }
+        let what = format!("the identity {identity} is revoked");
+        Err(Refused::new(Refusal::IdentityRevoked, what))
+    }
+
+    /// Ends when a node that was let in is revoked, with what it is told.
+    pub async fn dismissed(&self, caller: &NodeCaller) -> Status {
+        let mut trust = self.trust.clone();
+        loop {
+            trust.mark_unchanged();
+            if let Err(refused) = self.not_revoked(caller) {
+                let node = caller.identity.node();
+                self.audit
+                    .refuse(Event::CallerRefused, &refused, node, "stream");
+                return refused.into();
+            }
+            if trust.changed().await.is_err() {
+                // Nothing changes any more.
+                return std::future::pending().await;
+            }
+        }
     }
 
     async fn by_token(&self, peer: &Peer, token: &str, now_s: i64) -> Result<NodeCaller, Refused> {
@@ -152,10 +214,13 @@ impl Gate {
         let identity = NodeIdentity::new(self.trust_domain.clone(), &attested.node)
             .map_err(|fault| Refused::new(Refusal::NodeName, format!("node name: {fault}")))?;
         peer.lease.extend(attested.not_after_s);
-        Ok(NodeCaller {
+        let caller = NodeCaller {
             identity,
             not_after_s: attested.not_after_s,
-        })
+            certificate: None,
+        };
+        self.not_revoked(&caller)?;
+        Ok(caller)
     }
 }
 

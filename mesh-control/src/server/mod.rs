@@ -1,4 +1,4 @@
-//! The gRPC server: three services over TLS, and the server's own certificate kept fresh.
+//! The gRPC server: four services over TLS, and the server's own certificate kept fresh.
 
 pub mod caller;
 mod lease;
@@ -6,6 +6,7 @@ mod meter;
 mod node;
 mod signing;
 mod tls;
+mod trust;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use anyhow::Context;
 use mesh_api::ads::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use mesh_api::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use mesh_api::node::node_service_server::NodeServiceServer;
+use mesh_api::trust::trust_service_server::TrustServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,6 +26,7 @@ use crate::audit::Audit;
 use crate::ca::{Authority, Issued};
 use crate::clocks::Clocks;
 use crate::registry::Registry;
+use crate::trust::Served;
 use crate::xds::Discovery;
 use caller::Gate;
 use meter::Meter;
@@ -60,6 +63,8 @@ pub struct Server {
     pub clocks: Arc<Clocks>,
     /// Where refusals and grants are recorded.
     pub audit: Arc<Audit>,
+    /// What is trusted, and what is revoked.
+    pub trust: watch::Receiver<Arc<Served>>,
 }
 
 /// Binds the listener.
@@ -109,7 +114,13 @@ impl Server {
             self.attestors.clone(),
             Meter::new(self.limits.bearer),
             self.audit.clone(),
+            self.trust.clone(),
         ));
+        let trusted = trust::Trusted {
+            gate: gate.clone(),
+            trust: self.trust,
+            stopping: stopping.clone(),
+        };
         let nodes = node::Nodes {
             gate: gate.clone(),
             authority: self.authority.clone(),
@@ -140,6 +151,9 @@ impl Server {
             .add_service(
                 IstioCertificateServiceServer::new(signing)
                     .max_decoding_message_size(MAX_REQUEST_LEN),
+            )
+            .add_service(
+                TrustServiceServer::new(trusted).max_decoding_message_size(MAX_REQUEST_LEN),
             )
             .add_service(
                 AggregatedDiscoveryServiceServer::new(discovery)

@@ -49,7 +49,7 @@ pub fn sign(
     request: &IstioCertificateRequest,
 ) -> Result<Issued, Refused> {
     let identity = entitled(mesh, node, request)?;
-    issue(authority, &identity, request)
+    issue(authority, node, &identity, request)
 }
 
 /// The identity that is asked for, if the node may have certificates for it.
@@ -78,12 +78,13 @@ fn entitled(
 
 fn issue(
     authority: &Authority,
+    node: &NodeIdentity,
     identity: &Identity,
     request: &IstioCertificateRequest,
 ) -> Result<Issued, Refused> {
     let key = RequestedKey::from_pem(&request.csr, &identity.to_string())?;
     let lifetime_s = request.validity_duration;
-    Ok(authority.issue_workload(identity, &key, lifetime_s, crate::now_s())?)
+    Ok(authority.issue_workload(identity, node, &key, lifetime_s, crate::now_s())?)
 }
 
 impl Signing {
@@ -121,7 +122,8 @@ impl IstioCertificateService for Signing {
         let now = Instant::now();
         let often = self.nodes.admit(node.node(), now);
         self.metered(often, Refusal::RateNode, node, &subject)?;
-        let entitled = entitled(self.registry.current().mesh(), node, &request);
+        let entitled = entitled(self.registry.current().mesh(), node, &request)
+            .and_then(|identity| self.gate.issuable(&identity).map(|()| identity));
         if let Ok(identity) = &entitled {
             // Only now: a node uses up nothing of identities that it has no pods of.
             let often = self.identities.admit(&identity.to_string(), now);
@@ -129,7 +131,8 @@ impl IstioCertificateService for Signing {
         }
         let signed = match entitled {
             Ok(identity) => {
-                let issue = move |ca: &Authority| issue(ca, &identity, &request);
+                let through = node.clone();
+                let issue = move |ca: &Authority| issue(ca, &through, &identity, &request);
                 self.authority.apart(issue).await
             }
             Err(refused) => Err(refused),

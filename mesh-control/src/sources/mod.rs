@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use mesh_core::identity::TrustDomain;
+use mesh_core::revocation::Revocations;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::registry::Registry;
@@ -21,6 +23,15 @@ pub enum Source {
 }
 
 impl Source {
+    /// What is revoked, now and after each change. The Kubernetes API has no kind for it yet.
+    #[must_use]
+    pub fn revocations(&self) -> watch::Receiver<Revocations> {
+        match self {
+            Self::Manifests(watcher, _) => watcher.revocations(),
+            Self::Kubernetes(_) => watch::channel(Revocations::default()).1,
+        }
+    }
+
     /// Begins to follow, once there is a whole state to serve. The task ends only if nothing more
     /// can come.
     ///

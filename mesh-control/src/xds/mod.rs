@@ -54,6 +54,7 @@ impl AggregatedDiscoveryService for Discovery {
         let node = caller.identity.node();
         let stream = Stream {
             subscriber: Subscriber::new(self.registry.clone(), node),
+            gate: self.gate.clone(),
             caller,
             lag: Lag::default(),
             audit: self.audit.clone(),
@@ -66,6 +67,7 @@ impl AggregatedDiscoveryService for Discovery {
 }
 
 struct Stream {
+    gate: Arc<Gate>,
     caller: NodeCaller,
     subscriber: Subscriber,
     lag: Lag,
@@ -82,6 +84,7 @@ impl Stream {
         let node = self.caller.identity.node().to_owned();
         tracing::info!(node, "discovery stream opened");
         let responses = self.responses.clone();
+        let (gate, caller) = (self.gate.clone(), self.caller.clone());
         let left_s = self.caller.not_after_s - crate::now_s();
         let expiry = Duration::from_secs(u64::try_from(left_s).unwrap_or(0));
         let end = tokio::select! {
@@ -92,6 +95,7 @@ impl Stream {
             () = tokio::time::sleep(expiry) => Some(Status::unauthenticated(
                 "the certificate this stream was opened with has expired; connect again with the renewed one",
             )),
+            status = gate.dismissed(&caller) => Some(status),
             () = responses.closed() => None,
         };
         if let Some(status) = &end {

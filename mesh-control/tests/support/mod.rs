@@ -25,6 +25,8 @@ use mesh_control::registry::Registry;
 use mesh_control::server::{Limits, Server, listen};
 use mesh_control::sources::manifests::Watcher;
 use mesh_control::tokens::TokenStore;
+use mesh_control::trust;
+use mesh_control::trust::crl::CrlFiles;
 use prost_types::value::Kind;
 use rcgen::{CertificateParams, KeyPair};
 use tokio::sync::watch;
@@ -100,6 +102,11 @@ impl Control {
         Self::with(Pki::new(), MANIFESTS, limits).await
     }
 
+    /// With this PKI, and the CRL in its `list.crl`, if there is one.
+    pub async fn start_on(pki: Pki) -> Self {
+        Self::with(pki, MANIFESTS, Limits::default()).await
+    }
+
     /// Starts on the same PKI, state and manifests as one that was stopped.
     pub async fn again(earlier: Self) -> Self {
         let Self {
@@ -126,6 +133,19 @@ impl Control {
         let state_dir = pki.path("state");
         let tokens = TokenStore::open(&state_dir).unwrap();
         let (watcher, registry) = Watcher::start(&folder, &domain).unwrap();
+        let of_lists = authority.clone();
+        let authorities = move || of_lists.authorities();
+        let lists: Vec<_> = [pki.path("list.crl")]
+            .into_iter()
+            .filter(|path| path.exists())
+            .collect();
+        let crls = CrlFiles::start(&lists, authorities, mesh_control::now_s()).unwrap();
+        let trust = trust::Sources {
+            roots: authority.bundle(),
+            revocations: watcher.revocations(),
+            listed: crls.listed(),
+        };
+        tokio::spawn(crls.run());
         tokio::spawn(watcher.run());
         let audit = Arc::new(Audit::default());
         let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -137,6 +157,7 @@ impl Control {
             clocks: Arc::default(),
             registry: registry.clone(),
             audit: audit.clone(),
+            trust: trust.follow(),
         };
         let (stop, stopping) = watch::channel(false);
         let served = tokio::spawn(server.serve(listener, stopping));

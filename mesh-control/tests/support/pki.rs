@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SanType, SerialNumber,
 };
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
@@ -65,6 +66,31 @@ impl Ca {
     }
 }
 
+/// A CRL as PEM.
+pub fn list(
+    issuer: &Issuer<'_, KeyPair>,
+    serials: &[&[u8]],
+    adjust: impl FnOnce(&mut CertificateRevocationListParams),
+) -> String {
+    let now = OffsetDateTime::now_utc();
+    let revoked = |serial: &&[u8]| RevokedCertParams {
+        serial_number: SerialNumber::from_slice(serial),
+        revocation_time: now - Duration::minutes(1),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let mut params = CertificateRevocationListParams {
+        this_update: now - Duration::minutes(1),
+        next_update: now + Duration::hours(1),
+        crl_number: SerialNumber::from_slice(&[1]),
+        issuing_distribution_point: None,
+        revoked_certs: serials.iter().map(revoked).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    adjust(&mut params);
+    params.signed_by(issuer).unwrap().pem().unwrap()
+}
+
 impl Pki {
     pub fn new() -> Self {
         Self::with(|_| ())
@@ -102,6 +128,17 @@ impl Pki {
         let path = self.path(name);
         fs::write(&path, content).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// A CRL of the root's that lists these serial numbers, sound but for what `adjust` does.
+    pub fn list(
+        &self,
+        serials: &[&[u8]],
+        adjust: impl FnOnce(&mut CertificateRevocationListParams),
+    ) -> String {
+        let key = fs::read_to_string(self.path("root-key.pem")).unwrap();
+        let root = Issuer::new(authority("test root"), KeyPair::from_pem(&key).unwrap());
+        list(&root, serials, adjust)
     }
 
     pub fn root_pem(&self) -> &str {

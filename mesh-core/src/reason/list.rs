@@ -211,6 +211,18 @@ reasons! {
         PeerNoCertificate = "peer_no_certificate",
             "the caller presented no certificate",
             "enrol the caller; port 15008 takes mutual TLS only";
+        PeerRevoked = "peer_revoked",
+            "the peer's identity, its node, or a certificate of its chain is revoked",
+            "see the detail; if it is not to be so, take it out of the Revocation, or of the CRL, that names it";
+        OwnRevoked = "own_revoked",
+            "the pod's own identity, its node, or its certificate is revoked",
+            "see the detail; if it is not to be so, take it out of the Revocation, or of the CRL, that names it";
+        PeerProof = "peer_proof",
+            "in a tunnel that stands the peer proved a new certificate wrongly, or not for this tunnel",
+            "check the peer's version; if it is this one, find out who answers in its place";
+        TunnelRotated = "tunnel_rotated",
+            "the certificate of a tunnel was replaced, its peer can't be shown the new one, and its time to drain is over",
+            "let both ends run Nodemesh, which needs no new connection, or give the agent a longer --tunnel-drain";
     }
 
     "At the destination's worker", "a reset (`ECONNRESET`)" {

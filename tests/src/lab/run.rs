@@ -110,6 +110,7 @@ impl Lab {
                 instance: format!("{}{}", self.prefix, host.letter()),
                 uid_base: FIRST_WORKER_UID + (labs * 8 + index) * 1_024,
                 resolvers: &resolvers,
+                options: &self.plan.agent_options,
             };
             let group = Cgroup::create(self.cgroup.path().join(format!("agent-{}", host.name())))?;
             let root = pki.join("root.pem");

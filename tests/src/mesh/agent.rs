@@ -40,6 +40,7 @@ pub(crate) struct Place<'a> {
     pub(crate) instance: String,
     pub(crate) uid_base: u32,
     pub(crate) resolvers: &'a [IpAddr],
+    pub(crate) options: &'a [String],
 }
 
 impl Agent {
@@ -75,6 +76,7 @@ impl Agent {
         for resolver in place.resolvers {
             arguments.extend(["--resolver".to_owned(), resolver.to_string()]);
         }
+        arguments.extend_from_slice(place.options);
         Ok(Self {
             daemon: Daemon::new(
                 &format!("mesh-agent on {}", host.name()),

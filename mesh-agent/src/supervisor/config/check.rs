@@ -53,7 +53,7 @@ pub(super) fn control(control: Option<&str>, faults: &mut Vec<ConfigFault>) -> O
 pub(super) fn bundle(
     path: Option<&Path>,
     faults: &mut Vec<ConfigFault>,
-) -> (String, Vec<CertificateDer<'static>>) {
+) -> Vec<CertificateDer<'static>> {
     let Some(path) = path else {
         let why = "the roots this node trusts, a PEM file (`meshctl pki init` makes a demo's)";
         faults.push(ConfigFault::Missing {
@@ -71,7 +71,7 @@ pub(super) fn bundle(
         }
     };
     match CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>() {
-        Ok(roots) if !roots.is_empty() => (pem, roots),
+        Ok(roots) if !roots.is_empty() => roots,
         Ok(_) => {
             faults.push(fault(
                 "--trust-bundle",

@@ -28,7 +28,8 @@ pub struct RunArgs {
     /// Where mesh-control listens, e.g. https://10.0.0.1:15012
     #[arg(long, env = "NODEMESH_CONTROL")]
     pub control: Option<String>,
-    /// PEM file of the roots that control, nodes and workloads chain to
+    /// PEM file of the roots that control, nodes and workloads chain to: for the first contact with
+    /// control, which says from then on what is trusted. It is kept in trust.pb in --state-dir
     #[arg(long, value_name = "FILE", env = "NODEMESH_TRUST_BUNDLE")]
     pub trust_bundle: Option<PathBuf>,
     /// File with a single-use token (`mesh-control token create`); only read while this
@@ -70,6 +71,15 @@ pub struct RunArgs {
     /// what isn't is repaired and reported [default: 5]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(1..=3600))]
     pub check_every: Option<u16>,
+    /// Seconds that a tunnel may go on after its certificate was replaced, where its peer is no
+    /// Nodemesh worker and can't be shown the new one; no longer than the old one holds
+    /// [default: 600]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86400))]
+    pub tunnel_drain: Option<u32>,
+    /// Seconds that workloads' certificates are asked to live; control gives no more than its own
+    /// limit, and this by default
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(5..=86400))]
+    pub certificate_lifetime: Option<u32>,
 }
 
 /// How log lines look.
@@ -90,9 +100,7 @@ pub struct Config {
     pub instance: String,
     /// `https://…` of the control component.
     pub control: Uri,
-    /// The trust bundle, PEM as read.
-    pub trust_bundle_pem: String,
-    /// The trust bundle's certificates.
+    /// The trust bundle's certificates: what holds until control says what does.
     pub trust_bundle: Vec<CertificateDer<'static>>,
     /// Join token, where one was given.
     pub join_token_file: Option<PathBuf>,
@@ -116,9 +124,14 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// Time between two looks at what is attached.
     pub check_every: Duration,
+    /// How long a tunnel may go on after its certificate was replaced.
+    pub tunnel_drain: Duration,
+    /// How long workloads' certificates are asked to live, in seconds; 0 leaves it to control.
+    pub certificate_lifetime_s: u32,
 }
 
 const CHECK_EVERY_S: u16 = 5;
+const TUNNEL_DRAIN_S: u32 = 600;
 
 /// One mistake in the command line.
 #[derive(Debug, thiserror::Error)]
@@ -176,8 +189,7 @@ impl Config {
             faults.push(fault("--instance", &raw.instance, why));
         }
         let control = check::control(raw.control.as_deref(), &mut faults);
-        let (trust_bundle_pem, trust_bundle) =
-            check::bundle(raw.trust_bundle.as_deref(), &mut faults);
+        let trust_bundle = check::bundle(raw.trust_bundle.as_deref(), &mut faults);
         let uid_base = check::uid_base(&raw.uid_base, &mut faults);
         let metrics_listen = raw.metrics_listen.as_deref().and_then(|text| {
             let parsed = text.parse();
@@ -226,7 +238,6 @@ impl Config {
             node,
             instance: raw.instance,
             control,
-            trust_bundle_pem,
             trust_bundle,
             join_token_file: raw.join_token_file,
             state_dir,
@@ -239,6 +250,8 @@ impl Config {
             unserved,
             bpffs: raw.bpffs,
             check_every: Duration::from_secs(raw.check_every.unwrap_or(CHECK_EVERY_S).into()),
+            tunnel_drain: Duration::from_secs(raw.tunnel_drain.unwrap_or(TUNNEL_DRAIN_S).into()),
+            certificate_lifetime_s: raw.certificate_lifetime.unwrap_or(0),
         })
     }
 }

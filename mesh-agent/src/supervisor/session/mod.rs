@@ -9,23 +9,23 @@ use std::collections::VecDeque;
 use std::future::pending;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_api::WORKER_PROTOCOL_VERSION;
 use mesh_api::worker::to_supervisor::Message as FromWorker;
 use mesh_api::worker::to_worker::Message as ForWorker;
-use mesh_api::worker::{
-    Certificate, Counter, MetricsRequest, Resync, Start, ToWorker, TrustBundle,
-};
+use mesh_api::worker::{Certificate, Counter, MetricsRequest, Resync, Start, ToWorker};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::budget::Budget;
 use super::events;
 use super::join::now_s;
 use super::signing::{Signing, next_signing};
+use super::trust::Bundle;
 use super::workers::{Command, PodTask};
 use crate::channel::SupervisorChannel;
 use crate::handed::Handed;
@@ -83,6 +83,7 @@ pub(super) struct Session<'a> {
     death: AsyncFd<OwnedFd>,
     outbox: Outbox,
     told: Told,
+    trust: watch::Receiver<Arc<Bundle>>,
     budget: Budget,
     /// Its budget is used up, so nothing is read.
     closed: bool,
@@ -111,6 +112,7 @@ impl<'a> Session<'a> {
         let now = Instant::now();
         Ok(Self {
             told: Told::new(&task.shared.discovery),
+            trust: task.shared.trust.changes(),
             task,
             worker,
             channel,
@@ -177,9 +179,10 @@ impl<'a> Session<'a> {
     }
 
     fn post_trust(&mut self) {
-        let roots = self.task.shared.config.trust_bundle.iter();
-        let roots = roots.map(|root| root.to_vec()).collect();
-        self.post(ForWorker::TrustBundle(TrustBundle { roots }));
+        let bundle = self.trust.borrow_and_update().clone();
+        for part in bundle.for_worker() {
+            self.post(ForWorker::TrustBundle(part));
+        }
     }
 
     /// Serves the worker until it ends or the pod leaves.
@@ -224,6 +227,7 @@ impl<'a> Session<'a> {
                 }
                 event = next_signing(&mut self.signing) => { self.signing_event(event); Ok(()) }
                 Ok(()) = self.told.changes.changed() => { self.discovery_changed(); Ok(()) }
+                Ok(()) = self.trust.changed() => { self.post_trust(); Ok(()) }
                 () = until(wake) => self.tick(),
             };
             if let Err(why) = fault {

@@ -306,7 +306,10 @@ impl TestPod {
             post.send((policy, Vec::new())).unwrap();
         }
         let roots = mesh.pki.roots();
-        let bundle = to_worker::Message::TrustBundle(TrustBundle { roots });
+        let bundle = to_worker::Message::TrustBundle(TrustBundle {
+            roots,
+            ..TrustBundle::default()
+        });
         post.send((bundle, Vec::new())).unwrap();
         Self {
             ip,

@@ -19,6 +19,8 @@ mod pki;
 mod policies;
 mod pool;
 mod relay;
+mod revocation;
+mod rotation;
 mod server;
 mod stalled;
 mod supervisor;

@@ -70,6 +70,15 @@ pub(super) async fn dial_tls(
     to: SocketAddr,
     certificate: Option<Certificate>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    dial_tls_as(to, certificate, b"h2").await
+}
+
+/// The same, speaking another protocol.
+pub(super) async fn dial_tls_as(
+    to: SocketAddr,
+    certificate: Option<Certificate>,
+    protocol: &[u8],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -79,7 +88,7 @@ pub(super) async fn dial_tls(
         Some((chain, key)) => config.with_client_auth_cert(chain, key).unwrap(),
         None => config.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     let stream = TcpStream::connect(to).await?;
     let name = ServerName::IpAddress(to.ip().into());
     let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);

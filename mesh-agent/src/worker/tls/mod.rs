@@ -1,6 +1,7 @@
 //! The pod's credentials and the TLS configurations made of them.
 
 mod read_ahead;
+mod trust;
 mod verify;
 
 use std::rc::Rc;
@@ -8,19 +9,22 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mesh_core::certificate::{Leaf, LeafFault, Side};
-use mesh_core::identity::{Identity, TrustDomain};
+use mesh_core::identity::Identity;
 use mesh_core::reason::Reason;
+use mesh_core::revocation::Revoked;
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ServerConfig};
 
+use super::fault::Fault;
 use super::key::{KeyError, PodKey};
 
 pub(crate) use read_ahead::ReadAhead;
+pub(crate) use trust::Trust;
 pub(crate) use verify::fault_of;
 
 /// Plaintext that may wait in one TLS connection for its socket, in bytes.
@@ -47,21 +51,21 @@ pub(crate) enum CredentialsError {
 
 /// What the pod proves itself and checks others with.
 pub(crate) struct Credentials {
-    identity: Identity,
     not_before_s: i64,
     not_after_s: i64,
-    roots: Arc<RootCertStore>,
-    provider: Arc<CryptoProvider>,
+    /// What of it is revoked, if anything is.
+    revoked: Option<Revoked>,
+    trust: Arc<Trust>,
     certified: Arc<CertifiedKey>,
     server: Arc<ServerConfig>,
 }
 
 impl Credentials {
-    /// Puts key, chain (DER, leaf first) and roots (DER) together.
+    /// Puts key, chain (DER, leaf first) and what others are held against together.
     pub(crate) fn new(
         key: &PodKey,
         chain: &[Vec<u8>],
-        roots: &[Vec<u8>],
+        trust: &Arc<Trust>,
         identity: &Identity,
         now_s: i64,
     ) -> Result<Rc<Self>, CredentialsError> {
@@ -78,37 +82,56 @@ impl Credentials {
                 leaf.not_after_s,
             ));
         }
-        let mut store = RootCertStore::empty();
-        let (added, _) =
-            store.add_parsable_certificates(roots.iter().cloned().map(CertificateDer::from));
-        if added == 0 {
-            return Err(CredentialsError::NoRoots);
-        }
-        let roots = Arc::new(store);
-        let provider = Arc::new(tls_provider());
         let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.pkcs8()?));
         let signer = provider::sign::any_ecdsa_type(&der)?;
-        let chain = chain.iter().cloned().map(CertificateDer::from).collect();
+        let chain: Vec<_> = chain.iter().cloned().map(CertificateDer::from).collect();
+        let revoked = trust.revoked(identity, &chain)?;
         let certified = Arc::new(CertifiedKey::new(chain, signer));
         certified.keys_match()?;
-        let server = server_config(&provider, &roots, &certified, identity.trust_domain())?;
+        let server = server_config(trust, &certified)?;
         Ok(Rc::new(Self {
-            identity: identity.clone(),
             not_before_s: leaf.not_before_s,
             not_after_s: leaf.not_after_s,
-            roots,
-            provider,
+            revoked,
+            trust: trust.clone(),
             certified,
             server,
         }))
     }
 
-    pub(crate) fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
     pub(crate) fn validity_s(&self) -> (i64, i64) {
         (self.not_before_s, self.not_after_s)
+    }
+
+    pub(crate) fn trust(&self) -> &Arc<Trust> {
+        &self.trust
+    }
+
+    /// Certificate, with its chain, and key.
+    pub(crate) fn certified(&self) -> &CertifiedKey {
+        &self.certified
+    }
+
+    /// Whether new tunnels show the same certificate with either.
+    pub(crate) fn same_certificate(&self, other: &Self) -> bool {
+        self.certified.cert == other.certified.cert
+    }
+
+    /// Whether nothing of them is revoked.
+    pub(crate) fn not_revoked(&self) -> Result<(), Fault> {
+        let revoked = self.revoked.as_ref();
+        revoked.map_or(Ok(()), |what| Err(Fault::new(Reason::OwnRevoked, what)))
+    }
+
+    /// Whether they may be used now.
+    pub(crate) fn valid(&self, now_s: i64) -> Result<(), Fault> {
+        self.not_revoked()?;
+        let (from, to) = (self.not_before_s, self.not_after_s);
+        if !(from..to).contains(&now_s) {
+            let detail = format!("valid from {from} to {to} (seconds since the epoch)");
+            return Err(Fault::new(Reason::NoCertificate, detail));
+        }
+        Ok(())
     }
 
     /// For handshakes that others begin.
@@ -119,17 +142,15 @@ impl Credentials {
     /// For one handshake with the workload that must prove `expected`.
     pub(crate) fn client(&self, expected: &Identity) -> Result<Arc<ClientConfig>, rustls::Error> {
         let verifier = verify::ServerVerifier {
-            roots: self.roots.clone(),
-            algorithms: self.provider.signature_verification_algorithms,
-            trust_domain: self.identity.trust_domain().clone(),
+            trust: self.trust.clone(),
             expected: expected.clone(),
         };
-        let mut config = ClientConfig::builder_with_provider(self.provider.clone())
+        let mut config = ClientConfig::builder_with_provider(self.trust.provider.clone())
             .with_protocol_versions(&[&TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(self.certified.clone())));
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = protocols();
         config.enable_sni = false;
         // A resumed session would skip the certificate, and with it CA:FALSE and expiry.
         config.resumption = Resumption::disabled();
@@ -138,20 +159,34 @@ impl Credentials {
 }
 
 fn server_config(
-    provider: &Arc<CryptoProvider>,
-    roots: &Arc<RootCertStore>,
+    trust: &Arc<Trust>,
     certified: &Arc<CertifiedKey>,
-    trust_domain: &TrustDomain,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let verifier = verify::ClientVerifier::new(provider, roots, trust_domain)?;
-    let mut config = ServerConfig::builder_with_provider(provider.clone())
+    let verifier = verify::ClientVerifier {
+        trust: trust.clone(),
+    };
+    let mut config = ServerConfig::builder_with_provider(trust.provider.clone())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified.clone())));
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = protocols();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
+}
+
+/// HTTP/2 with a stream in each tunnel for what the two workers say to each other
+/// ([`super::proofs`]); a peer that knows nothing of it takes plain HTTP/2.
+pub(super) const WITH_PROOFS: &[u8] = b"nodemesh-h2/1";
+
+/// What ALPN offers and takes, best first.
+fn protocols() -> Vec<Vec<u8>> {
+    vec![WITH_PROOFS.to_vec(), b"h2".to_vec()]
+}
+
+/// Whether the two ends of a connection prove new certificates to each other while it stands.
+pub(crate) fn proves_anew<T>(connection: &rustls::ConnectionCommon<T>) -> bool {
+    connection.alpn_protocol() == Some(WITH_PROOFS)
 }
 
 /// TLS 1.3 suites and key exchanges of the mesh, best first.
@@ -168,19 +203,6 @@ fn tls_provider() -> CryptoProvider {
         ],
         ..provider::default_provider()
     }
-}
-
-/// The identity a client has proven in a handshake that succeeded.
-pub(crate) fn client_identity(
-    certificates: Option<&[CertificateDer<'_>]>,
-    trust_domain: &TrustDomain,
-) -> Result<Identity, super::fault::Fault> {
-    let leaf = certificates.and_then(<[_]>::first).ok_or_else(|| {
-        super::fault::Fault::new(Reason::PeerNoCertificate, "no certificate was presented")
-    })?;
-    Leaf::from_der(leaf)
-        .and_then(|leaf| leaf.workload(Side::Client, trust_domain))
-        .map_err(|fault| super::fault::Fault::new(verify::reason_of_leaf(&fault), fault))
 }
 
 /// Seconds since the epoch.

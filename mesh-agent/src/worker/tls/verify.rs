@@ -3,21 +3,19 @@
 use std::io;
 use std::sync::Arc;
 
-use mesh_core::certificate::{Leaf, LeafFault, Side};
-use mesh_core::identity::{Identity, TrustDomain};
+use mesh_core::certificate::{LeafFault, Side};
+use mesh_core::identity::Identity;
 use mesh_core::reason::Reason;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::crypto::verify_tls13_signature;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
-    SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 
 use super::super::fault::Fault;
+use super::trust::Trust;
 
 /// A rule of the mesh that the peer's leaf breaks, as it travels through the TLS library.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +26,7 @@ struct PeerFault {
     peer: String,
 }
 
-fn peer_fault(reason: Reason, detail: impl std::fmt::Display, peer: String) -> Error {
+pub(super) fn peer_fault(reason: Reason, detail: impl std::fmt::Display, peer: String) -> Error {
     let fault = PeerFault {
         reason,
         detail: detail.to_string(),
@@ -48,19 +46,10 @@ pub(super) fn reason_of_leaf(fault: &LeafFault) -> Reason {
     }
 }
 
-fn check_leaf(der: &[u8], side: Side, trust_domain: &TrustDomain) -> Result<Identity, Error> {
-    let leaf = Leaf::from_der(der)
-        .map_err(|fault| peer_fault(reason_of_leaf(&fault), fault, String::new()))?;
-    leaf.workload(side, trust_domain)
-        .map_err(|fault| peer_fault(reason_of_leaf(&fault), fault, String::new()))
-}
-
-/// Checks a server: chain, the mesh's rules, and that it is who discovery says.
+/// Checks a server: all that [`Trust`] asks, and that it is who discovery says.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
-    pub(super) roots: Arc<RootCertStore>,
-    pub(super) algorithms: WebPkiSupportedAlgorithms,
-    pub(super) trust_domain: TrustDomain,
+    pub(super) trust: Arc<Trust>,
     pub(super) expected: Identity,
 }
 
@@ -73,14 +62,10 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let identity = check_leaf(end_entity, Side::Server, &self.trust_domain)?;
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(end_entity)?,
-            &self.roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )?;
+        let accepted = self
+            .trust
+            .judge(Side::Server, end_entity, intermediates, now)?;
+        let identity = accepted.identity;
         if identity != self.expected {
             let detail = format!("it is {identity}, discovery gives {}", self.expected);
             return Err(peer_fault(
@@ -107,41 +92,25 @@ impl ServerCertVerifier for ServerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
+        let algorithms = &self.trust.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        let algorithms = &self.trust.provider.signature_verification_algorithms;
+        algorithms.supported_schemes()
     }
 }
 
-/// Checks a client: chain and the mesh's rules. Who it is, policy decides.
+/// Checks a client: all that [`Trust`] asks. Who it is, policy decides.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
-    chain: Arc<dyn ClientCertVerifier>,
-    trust_domain: TrustDomain,
-}
-
-impl ClientVerifier {
-    pub(super) fn new(
-        provider: &Arc<CryptoProvider>,
-        roots: &Arc<RootCertStore>,
-        trust_domain: &TrustDomain,
-    ) -> Result<Self, Error> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
-            .clear_root_hint_subjects()
-            .build()
-            .map_err(|e| Error::General(e.to_string()))?;
-        Ok(Self {
-            chain,
-            trust_domain: trust_domain.clone(),
-        })
-    }
+    pub(super) trust: Arc<Trust>,
 }
 
 impl ClientCertVerifier for ClientVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
+        self.trust.clients.root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -150,9 +119,9 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        check_leaf(end_entity, Side::Client, &self.trust_domain)?;
-        self.chain
-            .verify_client_cert(end_entity, intermediates, now)
+        self.trust
+            .judge(Side::Client, end_entity, intermediates, now)
+            .map(|_| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -170,19 +139,26 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
+        self.trust
+            .clients
+            .verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+        self.trust.clients.supported_verify_schemes()
     }
 }
 
 /// Why a handshake (or what came right after it) failed.
 pub(crate) fn fault_of(error: &io::Error) -> Fault {
-    let Some(tls) = error.get_ref().and_then(|e| e.downcast_ref::<Error>()) else {
-        return Fault::new(Reason::TunnelTls, error);
-    };
+    match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+        Some(tls) => fault_of_tls(tls),
+        None => Fault::new(Reason::TunnelTls, error),
+    }
+}
+
+/// The same of an error of the TLS library.
+pub(super) fn fault_of_tls(tls: &Error) -> Fault {
     match tls {
         Error::InvalidCertificate(CertificateError::Other(other)) => {
             match other.0.downcast_ref::<PeerFault>() {

@@ -3,6 +3,7 @@
 
 mod budget;
 mod policy;
+mod revocation;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,6 +35,7 @@ pub(super) fn check(found: &mut Found) {
         service_ports(service, &mut mistakes);
     }
     policy::check(found, &mut mistakes);
+    revocation::check(found, &mut mistakes);
     found.mistakes.append(&mut mistakes);
 }
 
@@ -165,6 +167,10 @@ fn names(found: &Found, mistakes: &mut Vec<Mistake>) {
     for Placed { object, place } in &found.budgets {
         let schema::policy::Metadata { name, .. } = &object.metadata;
         see("WorkerBudget", object.namespace(), &name.0, place);
+    }
+    for Placed { object, place } in &found.revocations {
+        let schema::policy::Metadata { name, .. } = &object.metadata;
+        see("Revocation", object.namespace(), &name.0, place);
     }
 }
 

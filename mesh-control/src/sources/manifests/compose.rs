@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod policy;
+pub(super) mod revocation;
 mod traffic;
 
 use std::collections::BTreeMap;

@@ -9,6 +9,7 @@ use super::Mistake;
 use super::locate::{self, Step};
 use super::schema::budget::WorkerBudget;
 use super::schema::policy::{API_VERSION, Authentication, Authorization, Object};
+use super::schema::revocation::Revocation;
 use super::schema::traffic::ServicePolicy;
 use super::schema::{EndpointSlice, Head, Label, Name, Named, Pod, Service};
 
@@ -80,6 +81,7 @@ pub(super) struct Found {
     pub(super) authentications: Vec<Placed<Object<Authentication>>>,
     pub(super) service_policies: Vec<Placed<Object<ServicePolicy>>>,
     pub(super) budgets: Vec<Placed<Object<WorkerBudget>>>,
+    pub(super) revocations: Vec<Placed<Object<Revocation>>>,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<Mistake>,
 }
@@ -98,6 +100,7 @@ impl Found {
             authentications,
             service_policies,
             budgets,
+            revocations,
             mistakes,
             warnings,
         } = other;
@@ -111,6 +114,7 @@ impl Found {
         self.authentications.extend_from_slice(authentications);
         self.service_policies.extend_from_slice(service_policies);
         self.budgets.extend_from_slice(budgets);
+        self.revocations.extend_from_slice(revocations);
         self.mistakes.extend_from_slice(mistakes);
         self.warnings.extend_from_slice(warnings);
     }
@@ -170,9 +174,12 @@ fn read_document(place: &Place, body: Body<'_>, found: &mut Found) {
         "WorkerBudget" => {
             parse_own(&head, place, body).map(|object| put(&mut found.budgets, object, place))
         }
+        "Revocation" => {
+            parse_own(&head, place, body).map(|object| put(&mut found.revocations, object, place))
+        }
         other => {
             let what = format!(
-                "{other:?} is skipped: Namespace, ServiceAccount, Pod, Service, EndpointSlice, Node, AuthorizationPolicy, AuthenticationPolicy, ServicePolicy and WorkerBudget are read here"
+                "{other:?} is skipped: Namespace, ServiceAccount, Pod, Service, EndpointSlice, Node, AuthorizationPolicy, AuthenticationPolicy, ServicePolicy, WorkerBudget and Revocation are read here"
             );
             let warning = place.mistake(&["kind".into()], what);
             return found.warnings.push(warning);

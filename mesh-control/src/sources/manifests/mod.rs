@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use mesh_core::identity::TrustDomain;
 use mesh_core::model::Mesh;
+use mesh_core::revocation::Revocations;
 
 pub(super) use piecemeal::{Piece, Pieces};
 pub use watch::Watcher;
@@ -64,6 +65,8 @@ impl fmt::Display for Mistake {
 pub struct Loaded {
     /// The mesh it describes.
     pub mesh: Mesh,
+    /// What it revokes.
+    pub revocations: Revocations,
     /// What was skipped or looks wrong without being a mistake.
     pub warnings: Vec<Mistake>,
 }
@@ -126,8 +129,10 @@ pub fn parse(
     if !mistakes.is_empty() {
         return Err(ManifestFault::Mistakes(mistakes));
     }
+    let revocations = compose::revocation::compose(&mut found, trust_domain);
     Ok(Loaded {
         mesh,
+        revocations,
         warnings: found.warnings,
     })
 }

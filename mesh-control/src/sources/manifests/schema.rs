@@ -14,6 +14,7 @@ pub(super) use endpoints::EndpointSlice;
 pub(super) mod budget;
 pub(super) mod endpoints;
 pub(super) mod policy;
+pub(super) mod revocation;
 pub(super) mod traffic;
 pub(super) mod values;
 

@@ -6,6 +6,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use mesh_core::identity::TrustDomain;
+use mesh_core::revocation::Revocations;
+use tokio::sync::watch;
 
 use super::{Loaded, ManifestFault, files, load};
 use crate::marks::{Marks, marks};
@@ -24,6 +26,7 @@ pub struct Watcher {
     trust_domain: TrustDomain,
     taken: Option<Fingerprint>,
     registry: Weak<Registry>,
+    revocations: watch::Sender<Revocations>,
 }
 
 impl Watcher {
@@ -38,14 +41,22 @@ impl Watcher {
         let taken = fingerprint(folder);
         let loaded = load(folder, trust_domain)?;
         report(&loaded);
+        let revocations = watch::Sender::new(loaded.revocations);
         let registry = Arc::new(Registry::new(Directory::new(loaded.mesh)));
         let watcher = Self {
             folder: folder.to_owned(),
             trust_domain: trust_domain.clone(),
             taken,
             registry: Arc::downgrade(&registry),
+            revocations,
         };
         Ok((watcher, registry))
+    }
+
+    /// What the folder revokes, now and after each change.
+    #[must_use]
+    pub fn revocations(&self) -> watch::Receiver<Revocations> {
+        self.revocations.subscribe()
     }
 
     /// Follows the folder as long as there is a registry.
@@ -59,10 +70,13 @@ impl Watcher {
             };
             if now == seen && now != self.taken {
                 let (folder, domain) = (self.folder.clone(), self.trust_domain.clone());
-                let Some(directory) = apart(move || reload(&folder, &domain)).await else {
+                let Some(reloaded) = apart(move || reload(&folder, &domain)).await else {
                     return;
                 };
-                if let (Some(directory), Some(registry)) = (directory, self.registry.upgrade()) {
+                if let (Some((directory, revocations)), Some(registry)) =
+                    (reloaded, self.registry.upgrade())
+                {
+                    self.revocations.send_replace(revocations);
                     registry.set_sources(&directory, Instant::now());
                 }
                 self.taken = now.clone();
@@ -81,11 +95,11 @@ async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
     }
 }
 
-fn reload(folder: &Path, trust_domain: &TrustDomain) -> Option<Directory> {
+fn reload(folder: &Path, trust_domain: &TrustDomain) -> Option<(Directory, Revocations)> {
     match load(folder, trust_domain) {
         Ok(loaded) => {
             report(&loaded);
-            return Some(Directory::new(loaded.mesh));
+            return Some((Directory::new(loaded.mesh), loaded.revocations));
         }
         Err(ManifestFault::Mistakes(mistakes)) => {
             for mistake in &mistakes {

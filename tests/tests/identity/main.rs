@@ -1,0 +1,4 @@
+//! Identities as they change: certificates that are replaced, and what is revoked.
+
+mod revocation;
+mod rotation;
