@@ -186,7 +186,7 @@ impl Certifier {
                 if new_chain || self.renew_at_s.is_none() {
                     self.adopt(&credentials);
                 }
-                self.context.set_credentials(credentials)
+                self.context.set_credentials(&credentials)
             }
             Err(error) => {
                 tracing::error!(%error, "what was pushed can't be used");

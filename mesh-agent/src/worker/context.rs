@@ -154,13 +154,13 @@ impl Context {
     }
 
     /// Credentials for new handshakes. True when the certificate is another than before.
-    pub(crate) fn set_credentials(&self, credentials: Rc<Credentials>) -> bool {
+    pub(crate) fn set_credentials(&self, credentials: &Rc<Credentials>) -> bool {
         let before = self.credentials.borrow_mut().replace(credentials.clone());
         let before = before.as_ref();
         if !before.is_some_and(|before| Arc::ptr_eq(before.trust(), credentials.trust())) {
             self.trust_changes.send_modify(|changes| *changes += 1);
         }
-        let renewed = !before.is_some_and(|before| before.same_certificate(&credentials));
+        let renewed = !before.is_some_and(|before| before.same_certificate(credentials));
         if renewed {
             self.epoch.send_modify(|epoch| *epoch += 1);
         }
