@@ -326,6 +326,11 @@ impl TestPod {
         self.post.send((message, Vec::new())).unwrap();
     }
 
+    /// Waits until the worker has taken all that it was sent before.
+    pub(super) async fn has_taken_all(&self) {
+        self.count("", "").await;
+    }
+
     /// Waits until the worker has said what is looked for.
     pub(super) async fn until(&self, what: &str, condition: impl Fn(&Heard) -> bool) {
         within(what, async {

@@ -134,6 +134,7 @@ async fn a_revoked_destination_is_cut_and_not_dialled() {
     a.refused("outbound", Reason::PeerRevoked, 1).await;
     // Taken back, it is as if nothing had been.
     three.tell(0, Revocations::default());
+    three.pods[0].has_taken_all().await;
     let mut back = three.pods[0].dial(at).await;
     back.write_all(b"again").await.unwrap();
     within("accept", three.listener.accept()).await.unwrap();
