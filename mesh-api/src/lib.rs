@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod convert;
+pub mod kinds;
 
 /// Delta aggregated discovery.
 #[allow(missing_docs, unused_qualifications, clippy::all)]

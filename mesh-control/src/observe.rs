@@ -87,6 +87,10 @@ fn describe() {
         "nodemesh_control_signer_not_after_seconds",
         "End of the signing chain, in seconds since the epoch"
     );
+    describe_counter!(
+        "nodemesh_control_status_writes_total",
+        "Statuses of objects that were written to the Kubernetes API, by what became of it"
+    );
     describe_gauge!(
         "nodemesh_control_nodes_with_wrong_clock",
         "Nodes whose clock and control's are 30 s or more apart"

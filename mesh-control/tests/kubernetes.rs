@@ -2,6 +2,8 @@
 
 #[path = "support/api.rs"]
 mod api;
+#[path = "support/cluster.rs"]
+mod cluster;
 mod support;
 
 use std::fs;
@@ -11,130 +13,16 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use api::Api;
-use mesh_control::registry::{Directory, Registry};
+use cluster::{PATIENCE, SCENARIO, follow_with, following, settings, trust_domain, until};
+use mesh_control::registry::Directory;
 use mesh_control::sources::kubernetes::Follower;
 use mesh_control::sources::manifests::parse;
-use mesh_core::identity::TrustDomain;
 use mesh_core::model::{Enrolment, Resolution};
 use mesh_core::policy::Action;
+use mesh_core::revocation::Revocations;
 use serde_json::json;
 use support::pki::Pki;
 use support::process::{Running, sourceless_command, status, text};
-
-/// What is waited for comes within this time, or the test fails.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-const SCENARIO: &str = r#"
-kind: Namespace
-metadata: {name: default}
----
-kind: Namespace
-metadata: {name: shop, labels: {nodemesh.dev/enroll: "true"}}
----
-kind: Namespace
-metadata: {name: legacy}
----
-kind: Node
-metadata: {name: node-a, labels: {topology.kubernetes.io/region: eu, topology.kubernetes.io/zone: eu-1}}
----
-kind: ServiceAccount
-metadata: {name: cart, namespace: shop}
----
-kind: ServiceAccount
-metadata: {name: web, namespace: shop}
----
-kind: Pod
-metadata: {name: cart-1, namespace: shop, labels: {app: cart}}
-spec:
-  nodeName: node-a
-  serviceAccountName: cart
-  containers: [{ports: [{name: http, containerPort: 8080}]}]
-status: {podIPs: [{ip: 10.1.0.1}, {ip: "fd00:1::1"}]}
----
-kind: Pod
-metadata: {name: web-1, namespace: shop, labels: {app: web}}
-spec: {nodeName: node-b, serviceAccountName: web}
-status: {podIPs: [{ip: 10.1.0.2}]}
----
-kind: Pod
-metadata: {name: agent, namespace: legacy}
-spec: {nodeName: node-b, hostNetwork: true}
-status: {podIPs: [{ip: 192.0.2.7}]}
----
-kind: Service
-metadata: {name: cart, namespace: shop}
-spec:
-  selector: {app: cart}
-  clusterIPs: [10.96.0.1, "fd00:96::1"]
-  ports: [{name: http, port: 80, targetPort: http}]
----
-kind: Service
-metadata: {name: cart-pods, namespace: shop}
-spec:
-  selector: {app: cart}
-  clusterIP: None
-  ports: [{port: 8080}]
----
-kind: Service
-metadata: {name: elsewhere, namespace: shop}
-spec: {type: ExternalName, externalName: example.org}
----
-apiVersion: nodemesh.dev/v1alpha1
-kind: AuthorizationPolicy
-metadata: {name: web-to-cart, namespace: shop}
-spec:
-  target: {service: cart}
-  direction: Inbound
-  action: Allow
-  rules: [{peers: [{namespace: shop, serviceAccount: web}], ports: [8080]}]
----
-apiVersion: nodemesh.dev/v1alpha1
-kind: AuthorizationPolicy
-metadata: {name: no-legacy, namespace: shop}
-spec:
-  direction: Inbound
-  action: Deny
-  rules: [{peers: [{namespace: legacy}]}]
----
-apiVersion: nodemesh.dev/v1alpha1
-kind: AuthenticationPolicy
-metadata: {name: strict, namespace: shop}
-spec: {mode: Strict, ports: {"9000": Permissive}}
----
-apiVersion: nodemesh.dev/v1alpha1
-kind: ServicePolicy
-metadata: {name: cart, namespace: shop}
-spec: {service: cart, balancing: RoundRobin, healthChecks: [{port: 80, http: {path: /healthz}}]}
----
-apiVersion: nodemesh.dev/v1alpha1
-kind: WorkerBudget
-metadata: {name: small, namespace: shop}
-spec: {memoryMaxMib: 64}"#;
-
-fn trust_domain() -> TrustDomain {
-    "cluster.local".parse().unwrap()
-}
-
-/// A control component's source in step with a double that has these manifests.
-async fn following(api: &Api) -> Arc<Registry> {
-    let client = api.client();
-    let start = Follower::start(&client, trust_domain());
-    let started = tokio::time::timeout(PATIENCE, start).await;
-    let (follower, registry) = started.expect("everything is listed").unwrap();
-    tokio::spawn(follower.run(registry.clone()));
-    registry
-}
-
-async fn until(registry: &Registry, what: &str, holds: impl Fn(&Directory) -> bool) {
-    let mut served = registry.subscribe();
-    let reached = tokio::time::timeout(PATIENCE, async {
-        while !holds(&registry.current()) {
-            served.changed().await.expect("the registry is here");
-        }
-    });
-    let reached = reached.await;
-    reached.unwrap_or_else(|_| panic!("never came: {what}"));
-}
 
 fn has_pod(directory: &Directory, namespace: &str, name: &str) -> bool {
     let uid = format!("Kubernetes//v1/Pod/{namespace}/{name}");
@@ -181,8 +69,8 @@ async fn nothing_is_served_before_all_policies_are_known() {
     let api = Api::start().await;
     api.apply(SCENARIO);
     api.refuse("AuthorizationPolicy", Some(404));
-    let (client, domain) = (api.client(), trust_domain());
-    let start = tokio::spawn(async move { Follower::start(&client, domain).await });
+    let client = api.client();
+    let start = tokio::spawn(async move { Follower::start(&client, settings()).await });
     // Asked again, in vain.
     while api.asked("AuthorizationPolicy", false) < 2 {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -289,6 +177,12 @@ async fn the_last_good_state_stays_while_the_api_is_away() {
         denials(d).is_empty()
     })
     .await;
+    let lists = ["Pod", "Namespace", "AuthorizationPolicy"].map(|kind| api.asked(kind, false));
+    assert_eq!(
+        lists,
+        [1, 1, 1],
+        "watches go on, and nothing is listed anew"
+    );
 }
 
 #[tokio::test]
@@ -328,6 +222,42 @@ async fn an_unreadable_policy_opens_nothing() {
     api.delete("AuthorizationPolicy", "shop", "wrong");
     api.delete("AuthorizationPolicy", "shop", "no-legacy");
     until(&registry, "no denial", |d| denials(d).is_empty()).await;
+}
+
+#[tokio::test]
+async fn revocations_of_the_meshs_own_namespace_are_in_force() {
+    let api = Api::start().await;
+    api.apply(SCENARIO);
+    let revocation = |namespace: &str, name: &str, spec: serde_json::Value| {
+        json!({
+            "apiVersion": "nodemesh.dev/v1alpha1", "kind": "Revocation",
+            "metadata": {"namespace": namespace, "name": name}, "spec": spec,
+        })
+    };
+    api.put(revocation(
+        "nodemesh-system",
+        "node",
+        json!({"nodes": ["node-a"]}),
+    ));
+    // A tenant's own is no reason to cut others off.
+    api.put(revocation("shop", "other", json!({"nodes": ["node-b"]})));
+    // Of one that nobody checked when it was written, what can be read holds.
+    let serials = json!({"serials": ["0a:0b", "no number"], "nodes": ["node-c"], "pods": ["x"]});
+    api.put(revocation("nodemesh-system", "half", serials));
+    let settings = settings();
+    let mut revoked = settings.revocations.subscribe();
+    let (_registry, _following) = follow_with(&api, settings).await;
+    let nodes = |revoked: &Revocations| revoked.nodes.iter().cloned().collect::<Vec<_>>();
+    let reached = revoked.wait_for(|revoked| nodes(revoked) == ["node-a", "node-c"]);
+    let reached = tokio::time::timeout(PATIENCE, reached)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(Vec::from_iter(&reached.serials), [&[0x0a, 0x0b]]);
+    drop(reached);
+    api.delete("Revocation", "nodemesh-system", "node");
+    let gone = revoked.wait_for(|revoked| nodes(revoked) == ["node-c"]);
+    tokio::time::timeout(PATIENCE, gone).await.unwrap().unwrap();
 }
 
 #[tokio::test]

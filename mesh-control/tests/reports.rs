@@ -47,6 +47,7 @@ fn report(pods: &[PodReport]) -> NodeReport {
         discovery_version: "abc".to_owned(),
         pods: pods.to_vec(),
         clock_ms: 0,
+        unreadable_policies: vec![],
     }
 }
 
@@ -149,6 +150,7 @@ fn what_a_node_says_is_cut_and_made_harmless() {
             ..pod("web-1", true)
         }],
         clock_ms: 0,
+        unreadable_policies: vec![],
     };
     registry.report("node-b", &long, now).unwrap();
     let status = registry.status(now);

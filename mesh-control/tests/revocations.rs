@@ -1,14 +1,27 @@
 //! Revocations in manifests: what they say, and each mistake with its field.
 
+mod support {
+    pub(crate) mod admission;
+}
+
 use std::path::PathBuf;
 
 use mesh_control::sources::manifests::{Loaded, ManifestFault, parse};
 
-fn loaded(namespace: &str, spec: &str) -> Result<Loaded, ManifestFault> {
-    let text = format!(
+fn text(namespace: &str, spec: &str) -> String {
+    format!(
         "kind: Revocation\napiVersion: nodemesh.dev/v1alpha1\n\
          metadata: {{name: r, namespace: {namespace}}}\nspec: {spec}\n"
-    );
+    )
+}
+
+/// What an API server has against it, by our definitions.
+fn refused(namespace: &str, spec: &str) -> Vec<String> {
+    support::admission::mistakes(&support::admission::from_yaml(&text(namespace, spec)))
+}
+
+fn loaded(namespace: &str, spec: &str) -> Result<Loaded, ManifestFault> {
+    let text = text(namespace, spec);
     let domain = "cluster.local".parse().unwrap();
     parse(&[(PathBuf::from("r.yaml"), text)], &domain)
 }
@@ -23,6 +36,7 @@ fn identities_nodes_and_serials_are_revoked() {
         ..
     } = loaded("nodemesh-system", spec).unwrap();
     assert_eq!(warnings, []);
+    assert_eq!(refused("nodemesh-system", spec), [""; 0]);
     let identities: Vec<_> = revocations
         .identities
         .iter()
@@ -65,6 +79,11 @@ fn each_mistake_names_its_field() {
     ] {
         let error = loaded(namespace, spec).unwrap_err().to_string();
         assert!(error.contains(expected), "{spec}: {error}");
+        assert_ne!(
+            refused(namespace, spec),
+            [""; 0],
+            "would be written: {spec}"
+        );
     }
 }
 

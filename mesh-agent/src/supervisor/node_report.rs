@@ -114,6 +114,7 @@ fn compose(shared: &Shared) -> wire::NodeReport {
             .values()
             .map(|pod| of_pod(&pod.report.borrow()))
             .collect(),
+        unreadable_policies: shared.control.report().unreadable_policies,
     }
 }
 

@@ -188,7 +188,7 @@ impl RunConfig {
                 }
             }
             source = match &options.manifests {
-                None => Some(Source::Kubernetes(domain.clone())),
+                None => Some(Source::kubernetes(domain.clone())),
                 Some(folder) => Watcher::start(folder, domain)
                     .map(|(watcher, registry)| Source::Manifests(watcher, registry))
                     .map_err(|error| note("--manifests", &format_args!("\n{error}")))

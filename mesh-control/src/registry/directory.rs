@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use mesh_api::convert::security::is_named_by_workloads;
-use mesh_core::model::Mesh;
+use mesh_core::model::{Mesh, Workload};
 
 use super::resource::{Resource, ResourceType, Subject, address_in_name};
 use super::topic::Topic;
@@ -273,8 +273,14 @@ impl Directory {
     }
 
     /// The workloads of a node.
-    pub fn on_node(&self, node: &str) -> impl Iterator<Item = &Arc<mesh_core::model::Workload>> {
+    pub fn on_node(&self, node: &str) -> impl Iterator<Item = &Arc<Workload>> {
         let names = self.by_node.get(node).into_iter().flatten();
+        names.filter_map(|name| self.mesh.workload(name))
+    }
+
+    /// The workloads of a namespace.
+    pub(super) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Workload>> {
+        let names = self.by_namespace.get(namespace).into_iter().flatten();
         names.filter_map(|name| self.mesh.workload(name))
     }
 

@@ -1,6 +1,8 @@
 //! The state of the mesh as it is served: what the sources say, and over it the health that
 //! nodes report of their own pods.
 
+mod coverage;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +14,10 @@ use mesh_api::node::NodeReport;
 use mesh_core::model::{Enrolment, Health, Workload, WorkloadUid};
 use tokio::sync::{Notify, watch};
 
+pub use coverage::{Coverage, Scope};
+
 use super::report::{NodeRecord, TooManyReports};
+use super::versions::Versions;
 use super::{
     Change, Changed, Directory, Interest, Pending, Resource, ResourceType, StreamId, Subject, Topic,
 };
@@ -42,6 +47,7 @@ struct State {
     interest: Interest,
     news: HashMap<StreamId, Arc<Notify>>,
     looked_through: Option<Instant>,
+    versions: Versions,
 }
 
 /// The state that is served now. Nothing changes while it is held.
@@ -59,6 +65,8 @@ impl Registry {
     /// Serves what the sources say.
     #[must_use]
     pub fn new(sources: Directory) -> Self {
+        let mut versions = Versions::default();
+        versions.note(sources.version());
         Self {
             version: watch::Sender::new(sources.version()),
             state: Mutex::new(State {
@@ -68,6 +76,7 @@ impl Registry {
                 interest: Interest::default(),
                 news: HashMap::new(),
                 looked_through: None,
+                versions,
             }),
         }
     }
@@ -84,8 +93,9 @@ impl Registry {
         View(self.lock())
     }
 
-    /// Takes all that the sources say now.
-    pub fn set_sources(&self, sources: &Directory, now: Instant) {
+    /// Takes all that the sources say now. Returns the number of the state that has it: a later state
+    /// has a higher one.
+    pub fn set_sources(&self, sources: &Directory, now: Instant) -> u64 {
         let mut state = self.lock();
         let mut changes = state.served.changes_to(sources);
         // What differs in health alone is what a node has said.
@@ -98,6 +108,13 @@ impl Registry {
         });
         self.change(&mut state, changes, now);
         state.forget(now);
+        state.versions.last()
+    }
+
+    /// The number of the state that is served.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.lock().versions.last()
     }
 
     /// Takes what the sources say is another now.
@@ -227,6 +244,7 @@ impl Registry {
             }
         }
         state.forget_sometimes(now);
+        state.versions.note(state.served.version());
         self.version.send_replace(state.served.version());
     }
 

@@ -7,10 +7,11 @@ mod live;
 mod report;
 mod resource;
 mod topic;
+mod versions;
 
 pub use directory::{Change, Changed, Directory};
 pub use interest::{Interest, Pending, StreamId};
-pub use live::{Registry, View};
+pub use live::{Coverage, Registry, Scope, View};
 pub use report::TooManyReports;
 pub use resource::{Resource, ResourceType, Subject};
 pub use topic::Topic;

@@ -1,6 +1,6 @@
 //! What is kept of nodes' reports: the last one, bounded whatever the node sends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use mesh_api::{admin, node};
@@ -18,6 +18,10 @@ const MAX_WORD: usize = 64;
 const MAX_SENTENCE: usize = 256;
 /// Most lines of one kind that are kept of a pod.
 const MAX_LINES: usize = 4;
+/// Most policies that a node is known not to be able to read, and the longest name of one: kind,
+/// namespace and name.
+const MAX_UNREADABLE: usize = 1024;
+const MAX_POLICY_NAME: usize = 384;
 
 /// A report that is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +39,8 @@ pub(super) struct NodeRecord {
     last: Instant,
     window: Instant,
     reports: u32,
+    /// Names of policies that it can't read.
+    pub(super) unreadable: BTreeSet<String>,
     /// Its own pods, that control knows to be bound to it.
     pub(super) pods: BTreeMap<WorkloadUid, admin::PodReport>,
 }
@@ -47,6 +53,7 @@ impl NodeRecord {
             last: now,
             window: now,
             reports: 0,
+            unreadable: BTreeSet::new(),
             pods: BTreeMap::new(),
         }
     }
@@ -63,6 +70,8 @@ impl NodeRecord {
         self.last = now;
         self.version = cut(&report.version, MAX_WORD);
         self.discovery_version = cut(&report.discovery_version, MAX_WORD);
+        let unreadable = report.unreadable_policies.iter().take(MAX_UNREADABLE);
+        self.unreadable = unreadable.map(|name| cut(name, MAX_POLICY_NAME)).collect();
         let own = report.pods.iter().filter_map(|pod| {
             let workload = mesh.workload(&workload_uid(&pod.namespace, &pod.name))?;
             (workload.node == name).then(|| (workload.uid.clone(), pod_report(pod)))
@@ -89,11 +98,16 @@ impl NodeRecord {
         now.duration_since(self.last)
     }
 
+    /// Whether it has missed its reports.
+    pub(super) fn silent(&self, now: Instant) -> bool {
+        self.age(now) >= SILENT_AFTER
+    }
+
     pub(super) fn status(&self, served: &str, now: Instant) -> admin::NodeReport {
         admin::NodeReport {
             version: self.version.clone(),
             age_s: self.age(now).as_secs(),
-            silent: self.age(now) >= SILENT_AFTER,
+            silent: self.silent(now),
             discovery_version: self.discovery_version.clone(),
             behind: self.discovery_version != served,
             clock_ahead_s: None,

@@ -19,16 +19,26 @@ pub enum Source {
     /// A folder, read already.
     Manifests(manifests::Watcher, Arc<Registry>),
     /// The cluster that this process runs in, or that KUBECONFIG names.
-    Kubernetes(TrustDomain),
+    Kubernetes(kubernetes::Settings),
 }
 
 impl Source {
-    /// What is revoked, now and after each change. The Kubernetes API has no kind for it yet.
+    /// A cluster, of which nothing is known yet.
+    #[must_use]
+    pub fn kubernetes(trust_domain: TrustDomain) -> Self {
+        Self::Kubernetes(kubernetes::Settings {
+            trust_domain,
+            revocations: watch::Sender::default(),
+            pace: kubernetes::Pace::default(),
+        })
+    }
+
+    /// What is revoked, now and after each change.
     #[must_use]
     pub fn revocations(&self) -> watch::Receiver<Revocations> {
         match self {
             Self::Manifests(watcher, _) => watcher.revocations(),
-            Self::Kubernetes(_) => watch::channel(Revocations::default()).1,
+            Self::Kubernetes(settings) => settings.revocations.subscribe(),
         }
     }
 
@@ -46,7 +56,7 @@ impl Source {
                 });
                 Ok((registry, following))
             }
-            Self::Kubernetes(trust_domain) => {
+            Self::Kubernetes(settings) => {
                 let config = kube::Config::infer().await.context(
                     "finding the Kubernetes API: neither a pod's service account nor a KUBECONFIG that can be read",
                 )?;
@@ -54,7 +64,7 @@ impl Source {
                 tracing::info!(%url, "following the Kubernetes API");
                 let client = kube::Client::try_from(config)
                     .with_context(|| format!("making a client for the Kubernetes API at {url}"))?;
-                let (follower, registry) = Follower::start(&client, trust_domain).await?;
+                let (follower, registry) = Follower::start(&client, settings).await?;
                 let following = follower.run(registry.clone());
                 let following = tokio::spawn(async { Ok(following.await?) });
                 Ok((registry, following))

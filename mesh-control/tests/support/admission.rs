@@ -1,5 +1,9 @@
 //! What an API server makes of an object by its CustomResourceDefinition: a double of the part of it that
 //! ours use, with rules tried by an implementation of CEL that isn't Kubernetes' own.
+#![allow(
+    dead_code,
+    reason = "a module of several test binaries, each of which uses its part"
+)]
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 //! What one object by itself can get wrong is refused when it is written, in the words of the reader of
 //! manifests. What only other objects can tell (a service that isn't there) is told in the status.
 
+use mesh_api::kinds::{GROUP, OWN_KINDS, OwnKind, VERSION};
 use mesh_core::budget::FIELDS;
 use mesh_core::policy::MESH_NAMESPACE;
 use mesh_core::traffic::OutlierDetection;
@@ -15,13 +16,15 @@ const PORT: &str =
     "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])";
 /// Most entries of a list, which bounds what checking a policy costs the API server.
 const MAX_ITEMS: u32 = 256;
+/// Most entries of one of a Revocation's lists.
+const MAX_REVOKED: u32 = 1024;
+const SPIFFE_ID: &str = "^spiffe://[^/]+/ns/[^/]+/sa/[^/]+$";
 /// The longest time that a policy can name, in milliseconds.
 const MAX_MS: u64 = 24 * 3600 * 1000;
 
 /// A kind as the API server is to know it.
 struct Definition {
-    kind: &'static str,
-    plural: &'static str,
+    kind: OwnKind,
     short: &'static str,
     about: &'static str,
     spec: Value,
@@ -35,24 +38,21 @@ struct Definition {
 pub fn definitions() -> Vec<Value> {
     let kinds = [
         Definition {
-            kind: "AuthorizationPolicy",
-            plural: "authorizationpolicies",
+            kind: OWN_KINDS[0],
             short: "nmauthz",
             about: "Who may talk to whom. Nothing is allowed that no policy allows, and Deny comes before Allow.",
             spec: authorization(),
             columns: &[("Direction", ".spec.direction"), ("Action", ".spec.action")],
         },
         Definition {
-            kind: "AuthenticationPolicy",
-            plural: "authenticationpolicies",
+            kind: OWN_KINDS[1],
             short: "nmauthn",
             about: "Whether pods take inbound connections without mutual TLS. The nearest scope wins.",
             spec: authentication(),
             columns: &[("Mode", ".spec.mode")],
         },
         Definition {
-            kind: "ServicePolicy",
-            plural: "servicepolicies",
+            kind: OWN_KINDS[2],
             short: "nmsp",
             about: "How the endpoints of a service are chosen and watched.",
             spec: service_policy(),
@@ -62,8 +62,7 @@ pub fn definitions() -> Vec<Value> {
             ],
         },
         Definition {
-            kind: "WorkerBudget",
-            plural: "workerbudgets",
+            kind: OWN_KINDS[3],
             short: "nmwb",
             about: "What the worker of each pod may use. The nearest scope that gives a field wins.",
             spec: budget(),
@@ -72,9 +71,16 @@ pub fn definitions() -> Vec<Value> {
                 ("Connections", ".spec.connections"),
             ],
         },
+        Definition {
+            kind: OWN_KINDS[4],
+            short: "nmrev",
+            about: "What is not to be believed any more, on every node: identities, nodes, serial numbers.",
+            spec: revocation(),
+            columns: &[],
+        },
     ];
     let mut objects: Vec<Value> = kinds.iter().map(definition).collect();
-    objects.extend(mesh_wide_only_from_the_mesh_namespace());
+    objects.extend(what_is_for_the_mesh_is_from_its_namespace());
     objects
 }
 
@@ -86,7 +92,7 @@ pub fn manifest() -> String {
 }
 
 fn definition(of: &Definition) -> Value {
-    let group = super::kind::OWN_GROUP;
+    let OwnKind { name, plural } = of.kind;
     let mut columns: Vec<Value> = of
         .columns
         .iter()
@@ -94,6 +100,7 @@ fn definition(of: &Definition) -> Value {
         .collect();
     columns.extend([
         json!({"name": "Accepted", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status"}),
+        json!({"name": "InForce", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"InForce\")].status"}),
         json!({"name": "Nodes", "type": "string", "jsonPath": ".status.nodes"}),
         json!({"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}),
     ]);
@@ -106,20 +113,26 @@ fn definition(of: &Definition) -> Value {
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": format!("{}.{group}", of.plural)},
+        "metadata": {
+            "name": format!("{plural}.{GROUP}"),
+            "labels": {
+                "app.kubernetes.io/part-of": "nodemesh",
+                "app.kubernetes.io/version": env!("CARGO_PKG_VERSION"),
+            },
+        },
         "spec": {
-            "group": group,
+            "group": GROUP,
             "names": {
-                "kind": of.kind,
-                "listKind": format!("{}List", of.kind),
-                "plural": of.plural,
-                "singular": of.kind.to_lowercase(),
+                "kind": name,
+                "listKind": format!("{name}List"),
+                "plural": plural,
+                "singular": name.to_lowercase(),
                 "shortNames": [of.short],
                 "categories": ["nodemesh"],
             },
             "scope": "Namespaced",
             "versions": [{
-                "name": "v1alpha1",
+                "name": VERSION,
                 "served": true,
                 "storage": true,
                 "schema": {"openAPIV3Schema": schema},
@@ -197,7 +210,7 @@ fn authorization() -> Value {
         "A peer: all that is given must hold.",
         &[],
         json!({
-            "identity": text("It proves this SPIFFE ID.", 512, "^spiffe://[^/]+/ns/[^/]+/sa/[^/]+$"),
+            "identity": text("It proves this SPIFFE ID.", 512, SPIFFE_ID),
             "namespace": text("It has this namespace in its proven identity.", 63, LABEL),
             "serviceAccount": text("It runs as this service account of the namespace beside it.", 253, NAME),
             "service": text(
@@ -419,6 +432,34 @@ fn budget() -> Value {
     )
 }
 
+fn revocation() -> Value {
+    let of = |about: &str, item: Value| {
+        let mut list = list(about, item);
+        list["minItems"] = json!(0);
+        list["maxItems"] = json!(MAX_REVOKED);
+        list
+    };
+    let identity = text("A SPIFFE ID.", 512, SPIFFE_ID);
+    let serial = text(
+        "Hex digits, as openssl x509 -serial prints them; colons are ignored.",
+        128,
+        "^:*[0-9A-Fa-f][0-9A-Fa-f:]*$",
+    );
+    let rule = ["identities", "nodes", "serials"]
+        .map(|field| format!("(has(self.{field}) && self.{field}.size() > 0)"))
+        .join(" || ");
+    object(
+        "What is revoked, for as long as the object is there.",
+        &[],
+        json!({
+            "identities": of("All certificates of these workload identities.", identity),
+            "nodes": of("All that these nodes may say or sign for.", text("A node's name.", 253, NAME)),
+            "serials": of("Certificates by their serial numbers.", serial),
+        }),
+        &[(&rule, "revokes nothing: give identities, nodes or serials")],
+    )
+}
+
 fn status() -> Value {
     let condition = json!({
         "type": "object",
@@ -438,21 +479,41 @@ fn status() -> Value {
         "properties": {
             "conditions": {
                 "type": "array", "items": condition,
-                "description": "Accepted: whether it can be read, and if not what is wrong; Complete: whether all that it names is there.",
+                "description": "Accepted: whether it can be read, and if not what is wrong; Complete: whether all that it names is there; InForce: whether the workers of all pods that it is for have it, and if not which.",
                 "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"],
             },
             "nodes": {
                 "type": "string",
-                "description": "On how many nodes with pods that it is for it is in force, of how many.",
+                "description": "On how many nodes it is in force, of those with pods that it is for.",
             },
         },
     })
 }
 
 /// A definition's own rules don't know the namespace.
-fn mesh_wide_only_from_the_mesh_namespace() -> [Value; 2] {
-    let name = "mesh-target.nodemesh.dev";
-    let group = super::kind::OWN_GROUP;
+fn what_is_for_the_mesh_is_from_its_namespace() -> Vec<Value> {
+    let home = format!("object.metadata.namespace == '{MESH_NAMESPACE}'");
+    let target = admission(
+        "mesh-target.nodemesh.dev",
+        &[
+            "authorizationpolicies",
+            "authenticationpolicies",
+            "workerbudgets",
+        ],
+        &format!("{home} || !has(object.spec.target) || !has(object.spec.target.mesh)"),
+        &format!("only policies in namespace {MESH_NAMESPACE} can be for the whole mesh"),
+    );
+    let revocation = admission(
+        "revocation.nodemesh.dev",
+        &["revocations"],
+        &home,
+        &format!("a Revocation is for the whole mesh: it must be in namespace {MESH_NAMESPACE}"),
+    );
+    [target, revocation].concat()
+}
+
+/// A policy of admission, and what puts it into force.
+fn admission(name: &str, resources: &[&str], expression: &str, message: &str) -> [Value; 2] {
     let policy = json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicy",
@@ -460,13 +521,10 @@ fn mesh_wide_only_from_the_mesh_namespace() -> [Value; 2] {
         "spec": {
             "failurePolicy": "Fail",
             "matchConstraints": {"resourceRules": [{
-                "apiGroups": [group], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"],
-                "resources": ["authorizationpolicies", "authenticationpolicies", "workerbudgets"],
+                "apiGroups": [GROUP], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"],
+                "resources": resources,
             }]},
-            "validations": [{
-                "expression": format!("object.metadata.namespace == '{MESH_NAMESPACE}' || !has(object.spec.target) || !has(object.spec.target.mesh)"),
-                "message": format!("only policies in namespace {MESH_NAMESPACE} can be for the whole mesh"),
-            }],
+            "validations": [{"expression": expression, "message": message}],
         },
     });
     let binding = json!({

@@ -2,10 +2,8 @@
 
 use kube::api::DynamicObject;
 use kube::discovery::ApiResource;
+use mesh_api::kinds::{GROUP, OWN_KINDS, VERSION};
 use serde_json::{Map, Value, json};
-
-/// Group of the mesh's own kinds.
-pub(super) const OWN_GROUP: &str = "nodemesh.dev";
 
 /// A kind of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,34 +29,34 @@ const fn kind(
     }
 }
 
+const fn own(index: usize) -> Kind {
+    kind(
+        GROUP,
+        VERSION,
+        OWN_KINDS[index].name,
+        OWN_KINDS[index].plural,
+    )
+}
+
 /// All that are followed.
-pub(super) const KINDS: [Kind; 10] = [
+pub(super) const KINDS: [Kind; 11] = [
     kind("", "v1", "Namespace", "namespaces"),
     kind("", "v1", "ServiceAccount", "serviceaccounts"),
     kind("", "v1", "Pod", "pods"),
     kind("", "v1", "Service", "services"),
     kind("", "v1", "Node", "nodes"),
     kind("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
-    kind(
-        OWN_GROUP,
-        "v1alpha1",
-        "AuthorizationPolicy",
-        "authorizationpolicies",
-    ),
-    kind(
-        OWN_GROUP,
-        "v1alpha1",
-        "AuthenticationPolicy",
-        "authenticationpolicies",
-    ),
-    kind(OWN_GROUP, "v1alpha1", "ServicePolicy", "servicepolicies"),
-    kind(OWN_GROUP, "v1alpha1", "WorkerBudget", "workerbudgets"),
+    own(0),
+    own(1),
+    own(2),
+    own(3),
+    own(4),
 ];
 
 impl Kind {
     /// Whether it is one of the mesh's own, which the cluster has only once they are installed.
     pub(super) fn is_own(self) -> bool {
-        self.group == OWN_GROUP
+        self.group == GROUP
     }
 
     /// Where the API server has it.

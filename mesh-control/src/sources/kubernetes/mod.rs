@@ -5,8 +5,10 @@
 
 pub mod definitions;
 mod kind;
+pub mod lease;
 mod objects;
 mod status;
+mod writer;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,14 +20,17 @@ use kube::api::{Api, DynamicObject};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use mesh_core::identity::TrustDomain;
+use mesh_core::revocation::Revocations;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::registry::{Directory, Registry};
-use crate::sources::manifests::Mistake;
+use crate::sources::manifests::{Composed, Mistake};
 use kind::{KINDS, Kind};
 use objects::Objects;
 use status::Reported;
+pub use writer::Pace;
+use writer::Writer;
 
 /// Changes that come within this time of each other make one new state.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -46,9 +51,21 @@ pub struct Follower {
     objects: Objects,
     events: mpsc::Receiver<News>,
     /// Its tasks, which end with it.
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
     told: Vec<Mistake>,
     statuses: watch::Sender<Vec<Reported>>,
+    revocations: watch::Sender<Revocations>,
+}
+
+/// How a cluster is followed.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The mesh's trust domain.
+    pub trust_domain: TrustDomain,
+    /// Where it is told what is revoked.
+    pub revocations: watch::Sender<Revocations>,
+    /// How statuses are written.
+    pub pace: Pace,
 }
 
 /// The API can't be followed any more.
@@ -63,7 +80,7 @@ impl Follower {
     /// If the runtime is ending.
     pub async fn start(
         client: &Client,
-        trust_domain: TrustDomain,
+        settings: Settings,
     ) -> Result<(Self, Arc<Registry>), Ended> {
         let (sender, events) = mpsc::channel(QUEUE_LEN);
         let mut tasks = JoinSet::new();
@@ -71,17 +88,22 @@ impl Follower {
             tasks.spawn(follow(client.clone(), kind, sender.clone()));
         }
         let statuses = watch::Sender::new(Vec::new());
-        tasks.spawn(status::write(client.clone(), statuses.subscribe()));
         let mut follower = Self {
-            objects: Objects::new(&KINDS, trust_domain),
+            objects: Objects::new(&KINDS, settings.trust_domain),
             events,
-            _tasks: tasks,
+            tasks,
             told: Vec::new(),
             statuses,
+            revocations: settings.revocations,
         };
         follower.all_listed().await?;
         let directory = follower.compose().await?;
-        Ok((follower, Arc::new(Registry::new(directory))))
+        let registry = Arc::new(Registry::new(directory));
+        let writer = Writer::new(client.clone(), Arc::downgrade(&registry), settings.pace);
+        let statuses = follower.statuses.subscribe();
+        follower.tasks.spawn(writer.run(statuses));
+        follower.report(registry.number());
+        Ok((follower, registry))
     }
 
     async fn all_listed(&mut self) -> Result<(), Ended> {
@@ -117,8 +139,22 @@ impl Follower {
                 self.objects.apply(kind, event);
             }
             let directory = self.compose().await?;
-            registry.set_sources(&directory, Instant::now());
+            let number = registry.set_sources(&directory, Instant::now());
+            self.report(number);
         }
+    }
+
+    /// What is wrong with the present objects, or skipped.
+    #[must_use]
+    pub fn mistakes(&self) -> &[Mistake] {
+        &self.told
+    }
+
+    /// Has statuses written, now that the state of this number is served.
+    fn report(&mut self, number: u64) {
+        self.objects.served(number);
+        self.statuses
+            .send_replace(self.objects.reported(&self.told));
     }
 
     /// Makes the present state, away from the thread that serves.
@@ -126,17 +162,24 @@ impl Follower {
         let empty = Objects::new(&[], self.objects.trust_domain().clone());
         let objects = std::mem::replace(&mut self.objects, empty);
         let made = tokio::task::spawn_blocking(move || {
-            let (mesh, told) = objects.compose();
-            let reported = objects.reported(&told);
-            (objects, Directory::new(mesh), told, reported)
+            let Composed {
+                mesh,
+                revocations,
+                told,
+            } = objects.compose();
+            (objects, Directory::new(mesh), revocations, told)
         });
-        let (objects, directory, told, reported) = match made.await {
+        let (objects, directory, revocations, told) = match made.await {
             Ok(made) => made,
             Err(ended) if ended.is_cancelled() => return Err(Ended),
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
         self.objects = objects;
-        self.statuses.send_replace(reported);
+        self.revocations.send_if_modified(|before| {
+            let news = *before != revocations;
+            *before = revocations;
+            news
+        });
         self.tell(told);
         Ok(directory)
     }

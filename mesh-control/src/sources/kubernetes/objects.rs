@@ -7,12 +7,11 @@ use aws_lc_rs::digest;
 use kube::api::DynamicObject;
 use kube::runtime::watcher::Event;
 use mesh_core::identity::TrustDomain;
-use mesh_core::model::Mesh;
 use serde_json::Value;
 
 use super::kind::Kind;
 use super::status::Reported;
-use crate::sources::manifests::{Mistake, Piece, Pieces};
+use crate::sources::manifests::{Composed, Mistake, Piece, Pieces};
 
 /// Namespace, empty where the kind has none, and name.
 type Key = (String, String);
@@ -32,7 +31,9 @@ struct Held {
 #[derive(Clone, Debug)]
 struct Written {
     generation: Option<i64>,
-    conditions: Value,
+    status: Value,
+    /// Number of the first state of the mesh that had what it says.
+    since: Option<u64>,
 }
 
 impl Held {
@@ -145,27 +146,41 @@ impl Objects {
                     kind,
                     namespace: key.0.clone(),
                     name: key.1.clone(),
+                    uid: held.uid.clone(),
                     generation: written.generation,
-                    conditions: written.conditions.clone(),
+                    status: written.status.clone(),
                     mistakes: mistakes.cloned().unwrap_or_default(),
+                    scope: held.piece.scope(),
+                    since: written.since,
                 })
             })
             .collect()
     }
 
+    /// What is held now is in the state of this number, unless it was in an earlier one already.
+    pub(super) fn served(&mut self, number: u64) {
+        let objects = self
+            .kinds
+            .values_mut()
+            .flat_map(|of| of.objects.values_mut());
+        for written in objects.filter_map(|held| held.written.as_mut()) {
+            written.since.get_or_insert(number);
+        }
+    }
+
     /// The model of all of it, and what is wrong or does not fit together.
-    pub(super) fn compose(&self) -> (Mesh, Vec<Mistake>) {
+    pub(super) fn compose(&self) -> Composed {
         let mut pieces = Pieces::default();
         let mut told = Vec::new();
         for held in self.kinds.values().flat_map(|of| of.objects.values()) {
             pieces.add(&held.piece);
             told.extend_from_slice(&held.piece.mistakes);
         }
-        let (mesh, more) = pieces.compose(&self.trust_domain);
-        told.extend(more);
+        let mut composed = pieces.compose(&self.trust_domain);
+        told.append(&mut composed.told);
         told.sort();
         told.dedup();
-        (mesh, told)
+        Composed { told, ..composed }
     }
 }
 
@@ -185,13 +200,16 @@ fn hold(
     let (key, uid) = (key(&object), object.metadata.uid.clone());
     let written = kind.is_own().then(|| Written {
         generation: object.metadata.generation,
-        conditions: object.data["status"]["conditions"].clone(),
+        status: object.data["status"].clone(),
+        since: None,
     });
     let manifest = kind.manifest(object);
     let digest = digest(&manifest);
     let earlier = before.get(&key).filter(|held| held.uid == uid);
     if let Some(same) = earlier.filter(|held| held.digest == digest) {
         let piece = same.piece.clone();
+        let since = same.written.as_ref().and_then(|written| written.since);
+        let written = written.map(|written| Written { since, ..written });
         let held = Held {
             uid,
             digest,

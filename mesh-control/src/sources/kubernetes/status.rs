@@ -1,26 +1,16 @@
-//! What becomes of an object, written into its status: whether it can be read, and whether all that it
-//! names is there.
+//! What becomes of an object, as its status says it: whether it can be read, whether all that it names is
+//! there, and where it is in force.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
-use kube::Client;
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-use tokio::sync::watch;
 
-use super::chain;
 use super::kind::Kind;
+use crate::registry::{Coverage, Scope};
 use crate::sources::manifests::Mistake;
 
-/// Who the API server takes for the owner of these fields.
-const MANAGER: &str = "mesh-control";
-/// When what could not be written is tried again.
-const RETRY: Duration = Duration::from_secs(5);
 /// Longest message, in characters: far below what the definition takes.
 const MAX_MESSAGE: usize = 2048;
+/// Most nodes that are named.
+const MAX_NODES: usize = 5;
 
 /// An object of the mesh's own kinds, as far as its status goes.
 #[derive(Clone, Debug)]
@@ -28,11 +18,16 @@ pub(super) struct Reported {
     pub(super) kind: Kind,
     pub(super) namespace: String,
     pub(super) name: String,
+    pub(super) uid: Option<String>,
     pub(super) generation: Option<i64>,
     /// What the API server has.
-    pub(super) conditions: Value,
+    pub(super) status: Value,
     /// What is wrong with it.
     pub(super) mistakes: Vec<Mistake>,
+    /// Whom it is for, where nodes tell whether they have it.
+    pub(super) scope: Option<Scope>,
+    /// Number of the first state of the mesh that had it.
+    pub(super) since: Option<u64>,
 }
 
 /// A condition, but for its time.
@@ -45,34 +40,63 @@ struct Condition {
 }
 
 impl Reported {
-    /// The conditions as they should be; `None` where they are so.
-    fn wanted(&self, now: &str) -> Option<Value> {
-        let mut changed = false;
-        let conditions: Vec<Value> = conditions(&self.mistakes)
+    /// The status as it should be, where it is `there`; `None` where it is so. Without `coverage` what is
+    /// said of nodes stays.
+    pub(super) fn wanted(
+        &self,
+        there: &Value,
+        coverage: Option<&Coverage>,
+        now: &str,
+    ) -> Option<Value> {
+        let earlier = |kind: &str| {
+            let conditions = there["conditions"].as_array().into_iter().flatten();
+            conditions.into_iter().find(|there| there["type"] == kind)
+        };
+        let mut wanted = Vec::from(conditions(&self.mistakes));
+        wanted.extend(coverage.map(in_force));
+        let mut conditions: Vec<Value> = wanted
             .into_iter()
-            .map(|condition| {
-                let Condition {
-                    kind,
-                    status,
-                    reason,
-                    message,
-                } = condition;
-                let mut wanted = json!({
-                    "type": kind, "status": status, "reason": reason, "message": message,
-                });
-                if let Some(generation) = self.generation {
-                    wanted["observedGeneration"] = generation.into();
-                }
-                let there = self.conditions.as_array().into_iter().flatten();
-                let there = there.into_iter().find(|there| there["type"] == kind);
-                let since = there.filter(|there| there["status"] == status);
-                let since = since.map(|there| there["lastTransitionTime"].clone());
-                wanted["lastTransitionTime"] = since.unwrap_or_else(|| now.into());
-                changed |= there != Some(&wanted);
-                wanted
-            })
+            .map(|condition| self.stamped(condition, earlier, now))
             .collect();
-        changed.then_some(Value::Array(conditions))
+        let mut status = json!({});
+        match (coverage, &self.scope) {
+            (Some(coverage), _) => {
+                status["nodes"] = format!("{}/{}", coverage.in_force, coverage.nodes).into();
+            }
+            (None, Some(_)) => {
+                conditions.extend(earlier("InForce").cloned());
+                if !there["nodes"].is_null() {
+                    status["nodes"] = there["nodes"].clone();
+                }
+            }
+            (None, None) => {}
+        }
+        status["conditions"] = conditions.into();
+        (status != *there).then_some(status)
+    }
+
+    fn stamped<'a>(
+        &self,
+        condition: Condition,
+        earlier: impl Fn(&str) -> Option<&'a Value>,
+        now: &str,
+    ) -> Value {
+        let Condition {
+            kind,
+            status,
+            reason,
+            message,
+        } = condition;
+        let since = earlier(kind).filter(|there| there["status"] == status);
+        let since = since.map(|there| there["lastTransitionTime"].clone());
+        let mut stamped = json!({
+            "type": kind, "status": status, "reason": reason, "message": message,
+            "lastTransitionTime": since.unwrap_or_else(|| now.into()),
+        });
+        if let Some(generation) = self.generation {
+            stamped["observedGeneration"] = generation.into();
+        }
+        stamped
     }
 }
 
@@ -87,11 +111,7 @@ fn conditions(mistakes: &[Mistake]) -> [Condition; 2] {
                 field => format!("{field}: {}", mistake.what),
             })
             .collect();
-        texts
-            .join("; ")
-            .chars()
-            .take(MAX_MESSAGE)
-            .collect::<String>()
+        cut(&texts.join("; "))
     };
     let condition = |kind, wrong: String, reasons: [&'static str; 2], right: &str| {
         let is_right = wrong.is_empty();
@@ -118,71 +138,45 @@ fn conditions(mistakes: &[Mistake]) -> [Condition; 2] {
     ]
 }
 
-/// Writes statuses for as long as somebody tells them.
-pub(super) async fn write(client: Client, mut reported: watch::Receiver<Vec<Reported>>) {
-    let mut trouble: BTreeMap<(Kind, String, String), String> = BTreeMap::new();
-    loop {
-        let objects = reported.borrow_and_update().clone();
-        let mut failed = false;
-        for object in objects {
-            let written = write_one(&client, &object).await;
-            let key = (object.kind, object.namespace.clone(), object.name.clone());
-            match written {
-                Ok(()) => {
-                    trouble.remove(&key);
-                }
-                Err(error) => {
-                    failed = true;
-                    let why = chain(&error);
-                    let (kind, namespace, name) = (key.0.name, &key.1, &key.2);
-                    if trouble.get(&key) != Some(&why) {
-                        tracing::warn!(
-                            kind,
-                            namespace,
-                            name,
-                            error = why,
-                            "Kubernetes API: status not written; tried again"
-                        );
-                    }
-                    trouble.insert(key, why);
-                }
-            }
+fn in_force(coverage: &Coverage) -> Condition {
+    let Coverage {
+        nodes,
+        in_force,
+        missing,
+        ..
+    } = coverage;
+    let (status, reason, message) = match (nodes, nodes - in_force) {
+        (0, _) => (
+            "True",
+            "NoPods",
+            "it is for no pod of the mesh now".to_owned(),
+        ),
+        (_, 0) => (
+            "True",
+            "InForce",
+            format!("in force on {in_force} of {nodes} nodes"),
+        ),
+        (_, lacking) => {
+            let named = missing.iter().take(MAX_NODES);
+            let named: String = named
+                .map(|(node, why)| format!("; {node}: {why}"))
+                .collect();
+            let more = match lacking.saturating_sub(MAX_NODES) {
+                0 => String::new(),
+                more => format!("; and {more} more"),
+            };
+            let message = format!("in force on {in_force} of {nodes} nodes{named}{more}");
+            ("False", "NotEverywhere", cut(&message))
         }
-        let again = async {
-            match failed {
-                true => tokio::time::sleep(RETRY).await,
-                false => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            changed = reported.changed() => if changed.is_err() { return },
-            () = again => {}
-        }
+    };
+    Condition {
+        kind: "InForce",
+        status,
+        reason,
+        message,
     }
 }
 
-async fn write_one(client: &Client, object: &Reported) -> Result<(), kube::Error> {
-    let now = OffsetDateTime::now_utc().replace_nanosecond(0);
-    let now = now.unwrap_or(OffsetDateTime::UNIX_EPOCH).format(&Rfc3339);
-    let Some(conditions) = object.wanted(&now.unwrap_or_default()) else {
-        return Ok(());
-    };
-    let resource = object.kind.resource();
-    let patch = json!({
-        "apiVersion": resource.api_version,
-        "kind": resource.kind,
-        "metadata": {"name": object.name, "namespace": object.namespace},
-        "status": {"conditions": conditions},
-    });
-    let api: Api<DynamicObject> =
-        Api::namespaced_with(client.clone(), &object.namespace, &resource);
-    let params = PatchParams::apply(MANAGER).force();
-    match api
-        .patch_status(&object.name, &params, &Patch::Apply(patch))
-        .await
-    {
-        // Gone meanwhile.
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        written => written.map(drop),
-    }
+fn cut(message: &str) -> String {
+    message.chars().take(MAX_MESSAGE).collect()
 }

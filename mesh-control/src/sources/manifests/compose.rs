@@ -19,6 +19,7 @@ use super::schema::{self, Pod, ServicePort, TargetPort, is_tcp};
 use super::{ENROLL_LABEL, Mistake, REGION_LABEL, ZONE_LABEL};
 use crate::registry::{service_key, workload_uid};
 use endpoints::Endpoints;
+pub(super) use policy::scope;
 
 /// Makes the model, and warns of what is allowed but likely not meant. What can't be put into it is
 /// left out, and is among the mistakes.

@@ -21,7 +21,7 @@ use mesh_core::identity::TrustDomain;
 use mesh_core::model::Mesh;
 use mesh_core::revocation::Revocations;
 
-pub(super) use piecemeal::{Piece, Pieces};
+pub(super) use piecemeal::{Composed, Piece, Pieces};
 pub use watch::Watcher;
 
 /// Label of a namespace that enrols its pods.

@@ -3,7 +3,8 @@
 //!
 //! What can't be read must not open anything. The last version that could be read stays; where there is
 //! none, something stands in for it: for a policy that may deny, a denial of all that it could
-//! deny; for an authentication scope, a strict one; for a namespace, one that enrols nothing.
+//! deny; for an authentication scope, a strict one; for a revocation, those of its entries that can be
+//! read; for a namespace, one that enrols nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -13,13 +14,15 @@ use std::path::Path;
 use mesh_core::identity::TrustDomain;
 use mesh_core::model::Mesh;
 use mesh_core::policy::MESH_NAMESPACE;
+use mesh_core::revocation::Revocations;
 use serde_json::{Value, json};
 
 use super::check::{self, ended, namespace_of, pod_addresses};
-use super::compose::compose;
+use super::compose::{compose, revocation, scope};
 use super::document::{Found, take};
 use super::schema::policy::API_VERSION;
 use super::{ENROLL_LABEL, Mistake};
+use crate::registry::Scope;
 
 /// One object as it is held.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +55,15 @@ impl Piece {
         };
         Self { found, mistakes }
     }
+
+    /// Whom its present version is for, if it can be read and nodes tell of their pods' workers whether
+    /// they have it.
+    pub(in crate::sources) fn scope(&self) -> Option<Scope> {
+        match self.mistakes.is_empty() {
+            true => scope(&self.found),
+            false => None,
+        }
+    }
 }
 
 /// Several objects, on their way to become a model.
@@ -65,10 +77,7 @@ impl Pieces {
     }
 
     /// Makes the model of all that fits together; and tells what doesn't, or not yet.
-    pub(in crate::sources) fn compose(
-        mut self,
-        trust_domain: &TrustDomain,
-    ) -> (Mesh, Vec<Mistake>) {
+    pub(in crate::sources) fn compose(mut self, trust_domain: &TrustDomain) -> Composed {
         let found = &mut self.0;
         newest_has_address(found);
         first_service_policy_holds(found);
@@ -84,14 +93,28 @@ impl Pieces {
             .retain(|pod| known.contains(namespace_of(&pod.object.metadata)));
         let (mesh, mistakes) = compose(found, trust_domain);
         told.extend(mistakes);
+        let revocations = revocation::compose(found, trust_domain);
         // All of them are about what isn't there, or not yet.
         let warnings = found.warnings.drain(..);
         told.extend(warnings.map(|warning| Mistake {
             dangling: true,
             ..warning
         }));
-        (mesh, told)
+        Composed {
+            mesh,
+            revocations,
+            told,
+        }
     }
+}
+
+/// What several objects say together.
+#[derive(Debug)]
+pub(in crate::sources) struct Composed {
+    pub(in crate::sources) mesh: Mesh,
+    pub(in crate::sources) revocations: Revocations,
+    /// What is wrong, or does not fit together.
+    pub(in crate::sources) told: Vec<Mistake>,
 }
 
 /// Reads one object and checks what can be checked without others.
@@ -130,6 +153,7 @@ fn stand_in(label: &str, object: &Value, trust_domain: &TrustDomain) -> Found {
                 .collect()
         }
         Some("AuthenticationPolicy") => vec![("inbound".to_owned(), json!({"mode": "Strict"}))],
+        Some("Revocation") => return readable_entries(label, object, trust_domain),
         Some("Namespace") => {
             let mut plain = object.clone();
             if let Some(labels) = plain["metadata"]["labels"].as_object_mut() {
@@ -142,6 +166,24 @@ fn stand_in(label: &str, object: &Value, trust_domain: &TrustDomain) -> Found {
     let mut found = Found::default();
     for (direction, spec) in stand_ins {
         found.absorb(&for_target(label, object, &direction, &spec, trust_domain));
+    }
+    found
+}
+
+/// What can be read of an unreadable revocation, entry by entry.
+fn readable_entries(label: &str, unread: &Value, trust_domain: &TrustDomain) -> Found {
+    let mut found = Found::default();
+    for (field, entries) in unread["spec"].as_object().into_iter().flatten() {
+        for (index, entry) in entries.as_array().into_iter().flatten().enumerate() {
+            let mut object = unread.clone();
+            let name = unread["metadata"]["name"].as_str().unwrap_or_default();
+            object["metadata"]["name"] = format!("{name}.unreadable-{field}-{index}").into();
+            object["apiVersion"] = API_VERSION.into();
+            object["spec"] = json!({(field): [entry]});
+            if let Ok(one) = read(label, &object, trust_domain) {
+                found.absorb(&one);
+            }
+        }
     }
     found
 }

@@ -10,10 +10,10 @@ use mesh_core::policy::{
     AuthenticationPolicy, AuthorizationPolicy, MESH_NAMESPACE, PeerTerm, PortTerm, Rule, Target,
 };
 
-use crate::registry::service_key;
+use crate::registry::{Scope, service_key};
 use crate::sources::manifests::Mistake;
 use crate::sources::manifests::check::{namespaces, services};
-use crate::sources::manifests::document::{Found, Place};
+use crate::sources::manifests::document::{Found, Place, Placed};
 use crate::sources::manifests::locate::{Step, steps};
 use crate::sources::manifests::schema::policy::{
     self as schema, Authentication, Authorization, Object,
@@ -56,6 +56,32 @@ pub(super) fn budgets(found: &Found) -> Vec<WorkerBudget> {
             fields: object.spec.fields(),
         })
         .collect()
+}
+
+/// Whom the one policy that was found is for.
+pub(in crate::sources::manifests) fn scope(found: &Found) -> Option<Scope> {
+    fn of<S>(object: &Object<S>, target: Target, kind: &str) -> Scope {
+        Scope {
+            namespace: object.namespace().to_owned(),
+            target,
+            policy: (!kind.is_empty()).then(|| format!("{kind}/{}", object.key())),
+        }
+    }
+    if let Some(Placed { object, .. }) = found.authorizations.first() {
+        let whom = target(object.spec.target.as_ref(), object.namespace());
+        return Some(of(object, whom, "authorization"));
+    }
+    if let Some(Placed { object, .. }) = found.authentications.first() {
+        let whom = target(object.spec.target.as_ref(), object.namespace());
+        return Some(of(object, whom, "authentication"));
+    }
+    if let Some(Placed { object, .. }) = found.budgets.first() {
+        let whom = target(object.spec.target.as_ref(), object.namespace());
+        return Some(of(object, whom, ""));
+    }
+    let Placed { object, .. } = found.service_policies.first()?;
+    let service = service_key(object.namespace(), &object.spec.service.0);
+    Some(of(object, Target::Service(service.into()), ""))
 }
 
 fn authorization(
