@@ -1,9 +1,22 @@
-//! The examples in docs/POLICY.md are manifests that are taken without a word; docs/IDENTITY.md
+//! The examples in docs/POLICY.md are manifests that are taken without a word, from a folder and from a
+//! cluster; docs/IDENTITY.md
 //! lists every refusal.
+
+#[path = "support/admission.rs"]
+mod admission;
+#[path = "support/api.rs"]
+mod api;
+#[path = "support/cluster.rs"]
+mod cluster;
 
 use std::fs;
 
+use api::Api;
+
+use mesh_api::kinds::OWN_KINDS;
 use mesh_control::refusal::Refusal;
+use mesh_control::registry::Directory;
+use mesh_control::sources::kubernetes::Follower;
 use mesh_control::sources::manifests::load;
 use mesh_core::budget::FIELDS;
 
@@ -31,24 +44,67 @@ metadata: {name: web, namespace: shop}
 spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 "#;
 
+fn document() -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/POLICY.md");
+    fs::read_to_string(path).unwrap()
+}
+
+/// The examples of docs/POLICY.md, each a stream of manifests.
+fn examples() -> Vec<String> {
+    let document = document();
+    let blocks = document.split("```yaml\n").skip(1);
+    let blocks = blocks.map(|block| block.split_once("```").expect("an end").0.to_owned());
+    blocks.collect()
+}
+
+#[tokio::test]
+async fn the_examples_of_the_policy_document_make_the_same_mesh_from_a_cluster() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = [&[BASE.to_owned()][..], &examples()].concat();
+    let api = Api::start().await;
+    for (number, example) in all.iter().enumerate() {
+        fs::write(folder.path().join(format!("{number}.yaml")), example).unwrap();
+        for document in example.split("\n---\n") {
+            let object = admission::from_yaml(document);
+            if object["apiVersion"] == "nodemesh.dev/v1alpha1" {
+                assert_eq!(admission::mistakes(&object), [""; 0], "{document}");
+            }
+            api.put(object);
+        }
+    }
+    for kind in OWN_KINDS {
+        let named = all
+            .iter()
+            .any(|text| text.contains(&format!("kind: {}\n", kind.name)));
+        assert!(named, "no example of {}", kind.name);
+    }
+    let loaded = load(folder.path(), &cluster::trust_domain()).unwrap();
+    let settings = cluster::settings();
+    let revocations = settings.revocations.subscribe();
+    let (follower, registry) = Follower::start(&api.client(), settings).await.unwrap();
+    assert_eq!(follower.mistakes(), []);
+    let standalone = Directory::new(loaded.mesh);
+    assert_eq!(registry.current().version(), standalone.version());
+    assert_eq!(*revocations.borrow(), loaded.revocations);
+}
+
 #[test]
 fn the_examples_of_the_policy_document_are_sound() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/POLICY.md");
-    let document = fs::read_to_string(path).unwrap();
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("base.yaml"), BASE).unwrap();
-    let mut examples = 0;
-    for block in document.split("```yaml\n").skip(1) {
-        let (example, _) = block.split_once("```").expect("an end");
-        examples += 1;
-        let name = format!("example-{examples}.yaml");
-        fs::write(folder.path().join(name), example).unwrap();
+    let (document, examples) = (document(), examples());
+    for (number, example) in examples.iter().enumerate() {
+        fs::write(
+            folder.path().join(format!("example-{number}.yaml")),
+            example,
+        )
+        .unwrap();
     }
     let loaded = load(folder.path(), &"cluster.local".parse().unwrap());
     let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(loaded.warnings, []);
     let mesh = loaded.mesh;
-    assert_eq!(examples, 6);
+    assert_eq!(examples.len(), 7);
     let cart = mesh.workload("Kubernetes//v1/Pod/shop/cart-1").unwrap();
     assert_eq!(cart.budget.memory_max_mib, Some(256));
     for field in FIELDS {
