@@ -1,6 +1,9 @@
 //! `meshctl`: the operator's command line.
 #![forbid(unsafe_code)]
 
+mod backup;
+mod check;
+mod cluster;
 mod control;
 mod metrics;
 mod pki;
@@ -63,6 +66,40 @@ node exporter's textfile collector looks.
 
 Exit status: 0 shown, 2 mesh-control can't be asked, 64 wrong usage.")]
     Metrics(metrics::MetricsArgs),
+    /// Say whether a cluster has what the mesh needs, as far as it can be seen
+    #[command(after_help = "\
+The API server's version, the definitions' version, encryption of its store as far as it shows,
+replicas, agents, what objects say of themselves; with --control-socket the signer's end and the nodes.
+What can't be seen from here is called unknown.
+
+Exit status: 0 nothing is bad, 1 something is, 2 the cluster can't be asked, 64 wrong usage.")]
+    Check(check::CheckArgs),
+    /// Save all that the mesh has been told: its objects, and which namespaces are enrolled
+    #[command(after_help = "\
+Of a cluster these are the objects of the mesh's own kinds and the enrolment labels of namespaces;
+of a folder, its manifests as they are. Keys, certificates and tokens are not in it. The hash that it
+prints is in the file as well: `restore` refuses a file that was altered.
+
+Examples:
+
+  meshctl backup --kubernetes --to mesh.json
+  meshctl backup --manifests /etc/nodemesh/manifests > mesh.json
+
+Exit status: 0 saved, 1 failed, 64 wrong usage.")]
+    Backup(backup::BackupArgs),
+    /// Put back what `backup` has saved
+    #[command(after_help = "\
+What differs is written as the backup has it: what denies first, what allows last. What is there and
+not in the backup stays, unless --prune is given. Afterwards everything is read again.
+
+Examples:
+
+  meshctl restore mesh.json --kubernetes --dry-run
+  meshctl restore mesh.json --kubernetes --prune
+  meshctl restore mesh.json --manifests /etc/nodemesh/manifests
+
+Exit status: 0 restored, 1 failed (it can be run again), 64 wrong usage.")]
+    Restore(backup::RestoreArgs),
     /// Say what the mesh would do with a flow, and why
     #[command(after_help = "\
 The answer is made as the workers of both ends make it, from the manifests in force and the
@@ -107,10 +144,31 @@ fn main() -> ExitCode {
                 print!("{report}");
                 ExitCode::SUCCESS
             }
-            Err(error) => {
-                eprintln!("meshctl pki init: {error:#}");
-                ExitCode::FAILURE
+            Err(error) => failed("meshctl pki init", &error),
+        },
+        Command::Check(args) => match check::check(&args) {
+            Ok((found, good)) => {
+                print(&found);
+                ExitCode::from(u8::from(!good))
             }
+            Err(error) => {
+                eprintln!("meshctl check: {error:#}");
+                ExitCode::from(why::CANT_TELL)
+            }
+        },
+        Command::Backup(args) => match backup::backup(&args) {
+            Ok(told) => {
+                eprintln!("{told}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => failed("meshctl backup", &error),
+        },
+        Command::Restore(args) => match backup::restore(&args) {
+            Ok(done) => {
+                print(&done);
+                ExitCode::SUCCESS
+            }
+            Err(error) => failed("meshctl restore", &error),
         },
         Command::Status(args) => match status::status(&args) {
             Ok(()) => ExitCode::SUCCESS,
@@ -122,6 +180,11 @@ fn main() -> ExitCode {
         },
         Command::Why(args) => why::why(&args).unwrap_or_else(|e| cant_tell("meshctl why", &e)),
     }
+}
+
+fn failed(what: &str, error: &anyhow::Error) -> ExitCode {
+    eprintln!("{what}: {error:#}");
+    ExitCode::FAILURE
 }
 
 fn cant_tell(what: &str, error: &control::AskFault) -> ExitCode {

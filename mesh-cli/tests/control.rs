@@ -229,6 +229,7 @@ fn status_shows_nodes_and_what_they_told() {
     let version = control.registry.current().version().to_string();
     let report = NodeReport {
         clock_ms: 0,
+        unreadable_policies: vec![],
         version: "1.2.3".to_owned(),
         discovery_version: version.clone(),
         pods: vec![PodReport {
