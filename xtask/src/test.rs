@@ -142,7 +142,18 @@ fn tests(workspace: &Path, args: &TestArgs, skipped: &mut Skipped) -> Result<()>
     }
     command.args(&args.filter);
     exec::run(&mut command)?;
+    let assets = std::env::var_os("KUBEBUILDER_ASSETS").is_some();
+    if assets && args.filter.is_none() {
+        let mut command = Command::new(setup::cargo_tool(workspace, "cargo-nextest")?);
+        command.current_dir(workspace);
+        command.args(["nextest", "run", "--cargo-profile", "release"]);
+        command.args(["--run-ignored", "only", "-E", "binary(real_cluster)"]);
+        exec::run(&mut command)?;
+    }
     for name in ignored(workspace)? {
+        if assets && name.contains("real_cluster") {
+            continue;
+        }
         let why = "marked #[ignore]; its reason stands there".to_owned();
         skipped.insert(name, why);
     }
