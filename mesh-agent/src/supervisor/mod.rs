@@ -61,6 +61,7 @@ mod settings;
 mod shared;
 mod signing;
 mod standing;
+mod sysctls;
 mod tamper;
 mod trust;
 mod unserved;
@@ -101,6 +102,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     raise_descriptor_limit()?;
     // Before there is a second thread: only this one, and those that it makes, enter it.
     enter_host_namespace()?;
+    sysctls::make_writable().context("making /proc/sys writable for this container")?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -14,6 +14,7 @@ use super::placement::remove_cgroup;
 use super::pods::{PodRecord, Records};
 use super::ports;
 use super::shared::Shared;
+use super::sysctls;
 use crate::capture::{Capture, CaptureOptions};
 use crate::sandbox::cgroup::MeshCgroup;
 
@@ -50,6 +51,7 @@ pub fn unload(args: &UnloadArgs) -> anyhow::Result<()> {
         .transpose();
     let lock = lock.context("unload needs the supervisor to have ended")?;
     crate::sandbox::cgroup::enter_host_namespace()?;
+    sysctls::make_writable().context("making /proc/sys writable for this container")?;
     let mesh = MeshCgroup::open(&args.instance)?;
     let options = capture_options(&args.instance, &args.bpffs, &mesh)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
