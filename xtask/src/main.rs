@@ -6,6 +6,8 @@ mod demo;
 mod ebpf;
 mod exec;
 mod fuzz;
+mod manifests;
+mod release;
 mod setup;
 mod soak;
 mod test;
@@ -50,6 +52,15 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Do everything to the mesh, time and again, under load, and see that nothing grows (root)
     Soak(soak::SoakArgs),
+    /// Make what is derived of the Helm chart: plain manifests, its README; check it all
+    Manifests(manifests::ManifestsArgs),
+    /// Make the images from static binaries, with their bills of materials and provenance
+    ///
+    /// From nothing but this source: no container engine, no base image. The same source makes
+    /// the same digests.
+    Image(release::ReleaseArgs),
+    /// Make all that is handed out: images, binaries, chart, manifests, checksums
+    Dist(release::ReleaseArgs),
     /// Measure the mesh against plain TCP and a haproxy pair, on the demo's topology (root)
     Bench(Box<bench::BenchArgs>),
 }
@@ -67,6 +78,9 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => fuzz::run(workspace, &args),
         Command::Demo(args) => demo::run(workspace, &args),
         Command::Soak(args) => soak::run(workspace, &args),
+        Command::Manifests(args) => manifests::run(workspace, &args),
+        Command::Image(args) => release::images(workspace, &args),
+        Command::Dist(args) => release::dist(workspace, &args),
         Command::Bench(args) => bench::run(workspace, &args),
     };
     match done {

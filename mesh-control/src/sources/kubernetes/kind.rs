@@ -59,6 +59,11 @@ impl Kind {
         self.group == GROUP
     }
 
+    /// As a role names it.
+    pub(super) fn group_and_plural(self) -> (&'static str, &'static str) {
+        (self.group, self.plural)
+    }
+
     /// Where the API server has it.
     pub(super) fn resource(self) -> ApiResource {
         ApiResource {

@@ -196,6 +196,11 @@ impl Follower {
     }
 }
 
+/// What is listed and watched: group and plural of each kind.
+pub fn followed() -> impl Iterator<Item = (&'static str, &'static str)> {
+    KINDS.iter().map(|kind| kind.group_and_plural())
+}
+
 /// Passes the events of one kind on until nobody takes them.
 async fn follow(client: Client, kind: Kind, events: mpsc::Sender<News>) {
     let api: Api<DynamicObject> = Api::all_with(client, &kind.resource());
