@@ -148,13 +148,19 @@ impl XdsState {
         (!nothing).then_some(request)
     }
 
-    /// What control need not send again. It does send again what can't be read: this agent may
-    /// be another one by then.
+    /// What is held, for control to send what is another, and to tell what is gone. No version is
+    /// claimed of what can't be read, so that it is sent again: this agent may be another one by
+    /// then.
     fn versions(&self, kind: ResourceType) -> std::collections::HashMap<String, String> {
         let of_kind = self.held.iter().filter(|((k, _), _)| *k == kind);
-        let readable = of_kind.filter(|(_, held)| held.kind != Kind::StandIn);
-        let version = |((_, name), held): (&Name, &Held)| (name.clone(), held.version.clone());
-        readable.map(version).collect()
+        let version = |((_, name), held): (&Name, &Held)| {
+            let version = match held.kind {
+                Kind::StandIn => String::new(),
+                _ => held.version.clone(),
+            };
+            (name.clone(), version)
+        };
+        of_kind.map(version).collect()
     }
 
     /// Takes what is right in a response. What isn't is refused with the reason, and leaves
