@@ -190,10 +190,8 @@ fn tcp_ports(service: &schema::Service) -> impl Iterator<Item = &ServicePort> {
 fn unresolved_ports(found: &mut Found, mesh: &Mesh) {
     for Placed { object, place } in &found.services {
         let key = key_of(object);
-        let members: Vec<_> = mesh
-            .workloads()
-            .filter_map(|w| w.services.get(&key))
-            .collect();
+        let members = mesh.members(&key);
+        let members: Vec<_> = members.filter_map(|w| w.services.get(&key)).collect();
         for (index, port) in object.spec.ports.iter().enumerate() {
             let Some(TargetPort::Name(name)) = &port.target_port else {
                 continue;
