@@ -40,13 +40,14 @@ pub(crate) fn with_tests(workspace: &Path) -> Result<()> {
     next_agent(workspace, BESIDE_TESTS)
 }
 
-/// The replay of what fuzzing has kept (`mesh-fuzz`). It is apart from all else, for it opens
-/// private parsers of mesh-agent to it, and the programs are not to have that. All packages are
-/// named for their dependencies' features: those are then as in the other builds.
-pub(crate) fn replay(workspace: &Path) -> Command {
+/// Tests of `mesh-fuzz`: the replay of what fuzzing has kept (`corpus`), and the `simulation`. They
+/// are apart from all else, for private parts of mesh-agent are open to them, and the programs are
+/// not to have that. All packages are named for their dependencies' features: those are then as in
+/// the other builds.
+pub(crate) fn apart(workspace: &Path, tests: &[&str]) -> Command {
     let mut cargo = exec::cargo(workspace);
     cargo.args(["test", "--release", "--workspace", "--exclude", "mesh-ebpf"]);
-    cargo.args(["--test", "corpus"]);
+    cargo.args(tests.iter().flat_map(|test| ["--test", *test]));
     cargo
 }
 

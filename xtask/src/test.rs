@@ -165,7 +165,7 @@ fn tests(workspace: &Path, args: &TestArgs, skipped: &mut Skipped) -> Result<()>
         skipped.insert(name, why);
     }
     if args.filter.is_none() {
-        exec::run(&mut build::replay(workspace))?;
+        exec::run(&mut build::apart(workspace, &["corpus", "simulation"]))?;
         // nextest runs no documentation tests.
         let mut cargo = exec::cargo(workspace);
         exec::run(cargo.args([

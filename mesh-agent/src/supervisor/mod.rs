@@ -60,6 +60,9 @@ mod session;
 mod settings;
 mod shared;
 mod signing;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod simulated;
 mod standing;
 mod sysctls;
 mod tamper;

@@ -3,7 +3,7 @@
 mod lag;
 mod plan;
 pub mod session;
-mod subscriber;
+pub mod subscriber;
 mod subscription;
 
 use std::sync::Arc;

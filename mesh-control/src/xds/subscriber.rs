@@ -13,15 +13,16 @@ use crate::registry::{Directory, Registry, StreamId, Topic};
 
 /// What is to be sent.
 #[derive(Debug, Default)]
-pub(super) struct News {
-    pub(super) responses: Vec<DeltaDiscoveryResponse>,
+pub struct News {
+    /// Responses, in order.
+    pub responses: Vec<DeltaDiscoveryResponse>,
     /// Of the change that it begins with, the nonce of its last response, and when it came from
     /// the source.
-    pub(super) change: Option<(String, Instant)>,
+    pub change: Option<(String, Instant)>,
 }
 
 /// One stream's session, in the registry as long as it lives.
-pub(super) struct Subscriber {
+pub struct Subscriber {
     registry: Arc<Registry>,
     id: StreamId,
     news: Arc<Notify>,
@@ -32,7 +33,9 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    pub(super) fn new(registry: Arc<Registry>, node: &str) -> Self {
+    /// A stream of this node.
+    #[must_use]
+    pub fn new(registry: Arc<Registry>, node: &str) -> Self {
         let news = Arc::new(Notify::new());
         Self {
             id: registry.join(news.clone()),
@@ -45,26 +48,23 @@ impl Subscriber {
     }
 
     /// Until there is something to tell.
-    pub(super) async fn news(&self) {
+    pub async fn news(&self) {
         self.news.notified().await;
     }
 
     /// What has changed.
-    pub(super) fn changed(&mut self) -> News {
+    pub fn changed(&mut self) -> News {
         self.tell(|_, _| Ok(Vec::new())).unwrap_or_default()
     }
 
     /// Takes a request. What has changed meanwhile comes before the answer, as a change of its
     /// own: no part of it is let out by the answer.
-    pub(super) fn request(
-        &mut self,
-        request: &DeltaDiscoveryRequest,
-    ) -> Result<News, SessionFault> {
+    pub fn request(&mut self, request: &DeltaDiscoveryRequest) -> Result<News, SessionFault> {
         self.tell(|session, directory| session.request(request, directory))
     }
 
     /// The version of the whole, if it is another than the one told last.
-    pub(super) fn version(&mut self) -> News {
+    pub fn version(&mut self) -> News {
         let told = self.told.clone();
         let version =
             |session: &mut Session, directory: &Directory| match directory.version() == told {

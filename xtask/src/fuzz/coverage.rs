@@ -80,7 +80,7 @@ fn build(workspace: &Path, folder: &Path) -> Result<PathBuf> {
     // Cargo calls it with rustc and its arguments, for members of the workspace alone.
     fs::write(&wrapper, "#!/bin/sh\nexec \"$@\" -Cinstrument-coverage\n")?;
     fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
-    let mut cargo = build::replay(workspace);
+    let mut cargo = build::apart(workspace, &["corpus"]);
     cargo.arg("--no-run");
     cargo.args(["--message-format", "json-render-diagnostics"]);
     cargo.env("RUSTC_WORKSPACE_WRAPPER", wrapper);
