@@ -21,6 +21,7 @@ pub mod app;
 mod bpf;
 pub mod call;
 pub mod cgroup;
+pub mod dialogue;
 pub mod foreign;
 pub mod forger;
 pub mod inject;
@@ -45,6 +46,7 @@ pub mod wire;
 
 pub use app::{App, PodCommand, Ran};
 pub use bpf::map_bytes;
+pub use dialogue::Dialogue;
 pub use lab::Lab;
 pub use mesh::{Agent, Mesh};
 pub use netns::Netns;

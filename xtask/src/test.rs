@@ -68,6 +68,10 @@ pub(crate) fn run(workspace: &Path, args: &TestArgs) -> Result<()> {
         step("bench instructions", || {
             exec::run(Command::new(&xtask).args(["bench", "instructions"]))
         })?;
+        step("bench control", || {
+            let short = ["bench", "control", "--short", "--no-build"];
+            exec::run(Command::new(&xtask).args(short))
+        })?;
         step("bench isolation", || {
             let short = ["bench", "isolation", "--short", "--no-build"];
             exec::run(Command::new(&xtask).args(short))

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: one table, one run. Each measure is taken of each way in turn, so
 //! that whatever else the machine does falls on all of them.
 
+mod control;
 mod crowd;
 mod curves;
 mod document;
@@ -97,6 +98,8 @@ impl BenchArgs {
 enum Other {
     /// Measure how much a neighbour can slow a tenant down (root)
     Isolation(isolation::IsolationArgs),
+    /// Measure the control component with the mesh of a large cluster
+    Control(control::ControlArgs),
     /// Count the instructions of hot paths, and compare them with the record
     Instructions(instructions::InstructionsArgs),
 }
@@ -104,6 +107,7 @@ enum Other {
 pub(crate) fn run(workspace: &Path, args: &BenchArgs) -> Result<()> {
     match &args.other {
         Some(Other::Isolation(args)) => return isolation::run(workspace, args),
+        Some(Other::Control(args)) => return control::run(workspace, args),
         Some(Other::Instructions(args)) => return instructions::run(workspace, args),
         None => {}
     }

@@ -23,6 +23,15 @@ impl Spread {
         })
     }
 
+    /// In another unit.
+    pub(crate) fn scaled(self, factor: f64) -> Self {
+        Self {
+            median: self.median * factor,
+            least: self.least * factor,
+            most: self.most * factor,
+        }
+    }
+
     /// As `1.10 (0.95 – 1.21)`.
     pub(crate) fn text(self) -> String {
         format!("{:.2} ({:.2} – {:.2})", self.median, self.least, self.most)

@@ -66,7 +66,20 @@ pub(crate) fn private_mib(pid: i32) -> Result<f64> {
     Ok(kib.sum::<f64>() / 1024.0)
 }
 
-/// That of several processes, in KiB.
+/// CPU time that a process has used, in seconds.
+pub(crate) fn cpu_s(pid: i32) -> Result<f64> {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    // The program's name, in parentheses, may have spaces; user and system time are the 12th and
+    // 13th field after it.
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = fields.split_ascii_whitespace().skip(11).take(2);
+    let ticks: Vec<f64> = ticks.filter_map(|field| field.parse().ok()).collect();
+    ensure!(ticks.len() == 2, "{path}: {text:?}");
+    Ok(ticks.iter().sum::<f64>() / TICKS_PER_S)
+}
+
+/// Memory as [`private_mib`] counts it of several processes, in KiB.
 pub(crate) fn private_kib(pids: &[i32]) -> Result<f64> {
     let sizes = pids.iter().map(|pid| private_mib(*pid));
     Ok(sizes.sum::<Result<f64>>()? * 1024.0)
