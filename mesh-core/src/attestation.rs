@@ -57,8 +57,8 @@ pub fn attest<'a>(
         });
     }
     let mut bound = mesh
-        .workloads()
-        .filter(|w| w.node == node.node() && w.identity == *identity)
+        .on_node(node.node())
+        .filter(|w| w.identity == *identity)
         .peekable();
     let Some(first) = bound.peek().copied() else {
         return Err(AttestationRefusal::NoPodOnNode {

@@ -1,6 +1,7 @@
 //! The one internal model of the mesh: workloads, services, and what an address leads to.
 //! The control component fills it from its sources, the node agent from discovery.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::ops::Bound;
@@ -148,6 +149,7 @@ pub struct Mesh {
     services: BTreeMap<ServiceKey, Arc<Service>>,
     by_address: HashMap<IpAddr, AddressOwner>,
     by_service: BTreeMap<ServiceKey, BTreeSet<WorkloadUid>>,
+    by_node: BTreeMap<String, BTreeSet<WorkloadUid>>,
     authorizations: BTreeMap<PolicyKey, Arc<AuthorizationPolicy>>,
     authentications: BTreeMap<PolicyKey, Arc<AuthenticationPolicy>>,
 }
@@ -180,6 +182,8 @@ impl Mesh {
                 .or_default()
                 .insert(workload.uid.clone());
         }
+        let on_node = self.by_node.entry(workload.node.clone()).or_default();
+        on_node.insert(workload.uid.clone());
         self.workloads.insert(workload.uid.clone(), workload);
         true
     }
@@ -189,13 +193,9 @@ impl Mesh {
         let old = self.workloads.remove(uid)?;
         self.release_addresses(&old.addresses, &AddressOwner::Workload(old.uid.clone()));
         for key in old.services.keys() {
-            if let Some(members) = self.by_service.get_mut(key) {
-                members.remove(uid);
-                if members.is_empty() {
-                    self.by_service.remove(key);
-                }
-            }
+            take(&mut self.by_service, key, uid);
         }
+        take(&mut self.by_node, &old.node, uid);
         Some(old)
     }
 
@@ -337,6 +337,12 @@ impl Mesh {
         members.filter_map(|uid| self.workloads.get(uid))
     }
 
+    /// The workloads that are bound to a node, by id.
+    pub fn on_node(&self, node: &str) -> impl Iterator<Item = &Arc<Workload>> {
+        let uids = self.by_node.get(node).into_iter().flatten();
+        uids.filter_map(|uid| self.workloads.get(uid))
+    }
+
     /// All workloads, by id.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.values()
@@ -370,6 +376,20 @@ impl Mesh {
                     .collect();
                 Resolution::Service(key.clone(), endpoints)
             }
+        }
+    }
+}
+
+/// Takes a workload out of an index.
+fn take<K: Ord + Borrow<str>>(
+    index: &mut BTreeMap<K, BTreeSet<WorkloadUid>>,
+    key: &str,
+    uid: &str,
+) {
+    if let Some(uids) = index.get_mut(key) {
+        uids.remove(uid);
+        if uids.is_empty() {
+            index.remove(key);
         }
     }
 }

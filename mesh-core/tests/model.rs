@@ -64,13 +64,14 @@ fn workload() -> impl Strategy<Value = Workload> {
             0..3,
         ),
         0usize..2,
+        0usize..2,
     )
-        .prop_map(|(n, picked, enrolled, services, account)| {
+        .prop_map(|(n, picked, enrolled, services, account, node)| {
             let account = ["default", "other"][account];
             let identity = Identity::new("td".parse().unwrap(), "ns", account);
             let uid = format!("c//v1/Pod/ns/w{n}");
             Workload {
-                node: "node".to_owned(),
+                node: format!("node-{node}"),
                 addresses: addresses(n, &picked),
                 enrolment: if enrolled {
                     Enrolment::Enforce
@@ -240,6 +241,11 @@ proptest! {
             }
         }
         let all: Vec<_> = mesh.workloads().map(|w| (**w).clone()).collect();
+        for node in ["node-0", "node-1", "node-2"] {
+            let uids = mesh.on_node(node).map(|w| w.uid.clone());
+            let naive = naive.workloads.values().filter(|w| w.node == node);
+            prop_assert!(uids.eq(naive.map(|w| w.uid.clone())), "{}", node);
+        }
         prop_assert_eq!(all, naive.workloads.into_values().collect::<Vec<_>>());
         let policies: Vec<_> = mesh.authorizations().cloned().collect();
         prop_assert_eq!(policies, naive.policies.into_values().collect::<Vec<_>>());

@@ -39,8 +39,8 @@ pub(super) struct View {
 
 impl View {
     fn derive(&mut self, configured: &[IpAddr]) {
-        let known = |w: &&Arc<Workload>| w.node == self.node && w.locality != Locality::default();
-        let here = self.mesh.workloads().find(known);
+        let known = |w: &&Arc<Workload>| w.locality != Locality::default();
+        let here = self.mesh.on_node(&self.node).find(known);
         self.locality = here.map(|w| w.locality.clone()).unwrap_or_default();
         let resolvers = resolvers(&self.mesh, configured);
         if *self.resolvers != *resolvers {

@@ -208,7 +208,7 @@ impl Agent {
 }
 
 fn own_pods(view: &View, node: &str) -> BTreeSet<String> {
-    let own = view.mesh.workloads().filter(|w| w.node == node);
+    let own = view.mesh.on_node(node);
     own.map(|w| w.uid.to_string()).collect()
 }
 
