@@ -139,7 +139,7 @@ impl Stream {
 
     fn request(&mut self, request: &DeltaDiscoveryRequest) -> Vec<DeltaDiscoveryResponse> {
         let answer = self.session.request(request, &self.now).unwrap();
-        self.interest.set_topics(self.id, self.session.topics());
+        self.note_interest();
         answer
     }
 
@@ -150,8 +150,14 @@ impl Stream {
         self.interest.note(&changed, Instant::now());
         let pending = self.interest.take(self.id);
         let told = self.session.changed(&pending, &self.now);
-        self.interest.set_topics(self.id, self.session.topics());
+        self.note_interest();
         told
+    }
+
+    fn note_interest(&mut self) {
+        if let Some(topics) = self.session.new_topics() {
+            self.interest.set_topics(self.id, topics);
+        }
     }
 
     fn reconnect(&mut self, node: &str) {

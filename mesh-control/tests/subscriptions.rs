@@ -311,9 +311,15 @@ impl Node {
 
     fn send(&mut self, request: &DeltaDiscoveryRequest) -> Vec<DeltaDiscoveryResponse> {
         let answer = self.session.request(request, &self.now).unwrap();
-        self.interest.set_topics(self.id, self.session.topics());
+        self.note_interest();
         self.take(&answer);
         answer
+    }
+
+    fn note_interest(&mut self) {
+        if let Some(topics) = self.session.new_topics() {
+            self.interest.set_topics(self.id, topics);
+        }
     }
 
     fn take(&mut self, responses: &[DeltaDiscoveryResponse]) {
@@ -338,7 +344,7 @@ impl Node {
                 self.interest.note(&changed, Instant::now());
                 let pending = self.interest.take(self.id);
                 let told = self.session.changed(&pending, &self.now);
-                self.interest.set_topics(self.id, self.session.topics());
+                self.note_interest();
                 self.take(&told);
             }
             Step::Ask(names) => {

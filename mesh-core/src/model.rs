@@ -267,8 +267,7 @@ impl Mesh {
         self.authentications.values()
     }
 
-    /// The policies that select a workload. Those of its own namespace and of
-    /// [`MESH_NAMESPACE`] are looked at, no others.
+    /// The policies that select a workload.
     #[must_use]
     pub fn policies_for(
         &self,
@@ -277,19 +276,39 @@ impl Mesh {
         Vec<Arc<AuthorizationPolicy>>,
         Vec<Arc<AuthenticationPolicy>>,
     ) {
-        let namespaces = BTreeSet::from([workload.identity.namespace(), MESH_NAMESPACE]);
-        let authorizations = namespaces
-            .iter()
-            .flat_map(|namespace| in_namespace(&self.authorizations, namespace))
-            .filter(|policy| policy.selects(workload));
-        let authentications = namespaces
-            .iter()
-            .flat_map(|namespace| in_namespace(&self.authentications, namespace))
-            .filter(|policy| policy.selects(workload));
+        let namespace = workload.identity.namespace();
+        let authorizations = self.authorizations_over(namespace);
+        let authentications = self.authentications_over(namespace);
         (
-            authorizations.cloned().collect(),
-            authentications.cloned().collect(),
+            authorizations
+                .filter(|policy| policy.selects(workload))
+                .cloned()
+                .collect(),
+            authentications
+                .filter(|policy| policy.selects(workload))
+                .cloned()
+                .collect(),
         )
+    }
+
+    /// The authorization policies that can select workloads of a namespace: its own, and those of
+    /// [`MESH_NAMESPACE`].
+    pub fn authorizations_over(
+        &self,
+        namespace: &str,
+    ) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        let namespaces = BTreeSet::from([namespace, MESH_NAMESPACE]).into_iter();
+        namespaces.flat_map(|namespace| in_namespace(&self.authorizations, namespace))
+    }
+
+    /// The authentication scopes that can select workloads of a namespace, as
+    /// [`Self::authorizations_over`].
+    pub fn authentications_over(
+        &self,
+        namespace: &str,
+    ) -> impl Iterator<Item = &Arc<AuthenticationPolicy>> {
+        let namespaces = BTreeSet::from([namespace, MESH_NAMESPACE]).into_iter();
+        namespaces.flat_map(|namespace| in_namespace(&self.authentications, namespace))
     }
 
     /// The service that owns this address.

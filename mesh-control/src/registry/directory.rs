@@ -41,7 +41,6 @@ pub struct Directory {
     mesh: Mesh,
     resources: BTreeMap<ResourceType, BTreeMap<Arc<str>, Arc<Resource>>>,
     by_address: BTreeMap<IpAddr, Arc<str>>,
-    by_node: BTreeMap<String, Names>,
     by_namespace: BTreeMap<String, Names>,
     /// Sum of the hashes of all resources: the order of changes has no part in it.
     hash: u64,
@@ -154,7 +153,6 @@ impl Directory {
             Subject::Workload(workload, _) => {
                 self.mesh.insert_workload(workload.clone());
                 let namespace = workload.identity.namespace().to_owned();
-                add(&mut self.by_node, workload.node.clone(), &name);
                 add(&mut self.by_namespace, namespace, &name);
             }
             Subject::Service(service) => {
@@ -199,7 +197,6 @@ impl Directory {
         match &old.subject {
             Subject::Workload(workload, _) => {
                 self.mesh.remove_workload(name);
-                take(&mut self.by_node, &workload.node, name);
                 take(&mut self.by_namespace, workload.identity.namespace(), name);
             }
             Subject::Service(service) => {
@@ -272,12 +269,6 @@ impl Directory {
         }
     }
 
-    /// The workloads of a node.
-    pub fn on_node(&self, node: &str) -> impl Iterator<Item = &Arc<Workload>> {
-        let names = self.by_node.get(node).into_iter().flatten();
-        names.filter_map(|name| self.mesh.workload(name))
-    }
-
     /// The workloads of a namespace.
     pub(super) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Workload>> {
         let names = self.by_namespace.get(namespace).into_iter().flatten();
@@ -307,7 +298,10 @@ impl Directory {
                 let name = self.by_address.get(address);
                 Box::new(name.and_then(|name| self.resource(kind, name)).into_iter())
             }
-            Topic::Node(node) => Box::new(named(self.by_node.get(&**node))),
+            Topic::Node(node) => {
+                let of_it = self.mesh.on_node(node);
+                Box::new(of_it.filter_map(move |w| self.resource(kind, &w.uid)))
+            }
             Topic::Namespace(namespace) => Box::new(named(self.by_namespace.get(&**namespace))),
             Topic::Member(service) => {
                 let members = self.mesh.members(service);

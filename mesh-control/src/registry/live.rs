@@ -333,7 +333,7 @@ impl State {
         self.looked_through = Some(now);
         let served = &self.served;
         self.nodes.retain(|node, record| {
-            served.on_node(node).next().is_some() || record.age(now) < FORGET_AFTER
+            served.mesh().on_node(node).next().is_some() || record.age(now) < FORGET_AFTER
         });
     }
 }

@@ -26,7 +26,7 @@ use subscriber::{News, Subscriber};
 /// Responses that wait for a node that does not read. What changes meanwhile is not queued:
 /// the next response is made from the state of the mesh at that time.
 const QUEUE_LEN: usize = 2;
-/// How often a node to which nothing else is to be told is told which version it has.
+/// How long after anything else a node is told which version it has.
 const VERSION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The discovery service.
@@ -132,6 +132,10 @@ impl Stream {
                 () = self.subscriber.news() => self.subscriber.changed(),
                 _ = versions.tick() => self.subscriber.version(),
             };
+            if !news.responses.is_empty() {
+                // Each response tells the version.
+                versions.reset();
+            }
             if let Some((nonce, since)) = news.change {
                 self.lag.sent(&nonce, since);
             }

@@ -7,11 +7,12 @@
 //! lets through what a peer that has not arrived yet would be refused for. Peers that workers
 //! decide on are asked for by address, when somebody calls them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_core::policy::MESH_NAMESPACE;
+use mesh_core::model::Workload;
 use mesh_core::policy::kernel::{Need, Needs};
+use mesh_core::policy::{AuthorizationPolicy, MESH_NAMESPACE};
 
 use crate::registry::{
     DNS_SERVICE, Directory, Resource, ResourceType, Subject, Topic, service_key,
@@ -76,7 +77,7 @@ impl Plan {
     fn own_places(&mut self, node: &str, directory: &Directory) {
         self.wanted.insert(Topic::Node(node.into()));
         self.service_by_key(&service_key(DNS_SERVICE.0, DNS_SERVICE.1).into());
-        for workload in directory.on_node(node) {
+        for workload in directory.mesh().on_node(node) {
             for key in workload.services.keys() {
                 self.service_by_key(key);
             }
@@ -133,33 +134,51 @@ struct OwnPolicies {
 
 impl OwnPolicies {
     fn of(node: &str, directory: &Directory) -> Self {
+        let mesh = directory.mesh();
+        let mut by_namespace: BTreeMap<&str, Vec<&Workload>> = BTreeMap::new();
+        for workload in mesh.on_node(node) {
+            let namespace = workload.identity.namespace();
+            by_namespace.entry(namespace).or_default().push(workload);
+        }
         let mut own = Self::default();
-        // Most pods of a namespace are selected by the same policies.
-        let mut seen = BTreeSet::new();
-        for workload in directory.on_node(node) {
-            own.pods.insert(workload.identity.namespace().into());
-            let (authorizations, authentications) = directory.mesh().policies_for(workload);
-            let name = |kind: &str, key: &str| Arc::from(format!("{kind}/{key}"));
-            let scopes = authentications
-                .iter()
-                .map(|p| name("authentication", &p.key));
-            own.names.extend(scopes);
-            let names = authorizations.iter().map(|p| name("authorization", &p.key));
-            let names: Vec<Arc<str>> = names.collect();
-            if !seen.insert(names.clone()) {
-                continue;
+        for (namespace, workloads) in by_namespace {
+            own.pods.insert(namespace.into());
+            let scopes = mesh.authentications_over(namespace);
+            let scopes = scopes.filter(|p| workloads.iter().any(|w| p.selects(w)));
+            own.names
+                .extend(scopes.map(|p| name("authentication", &p.key)));
+            let policies: Vec<_> = mesh.authorizations_over(namespace).collect();
+            // Most pods of a namespace are selected by the same policies.
+            let mut sets = BTreeSet::new();
+            for workload in workloads {
+                let all = policies.iter().enumerate();
+                let set = all.filter(|(_, policy)| policy.selects(workload));
+                sets.insert(set.map(|(index, _)| index).collect::<Vec<usize>>());
             }
-            let mut needs = Needs::default();
-            for name in &names {
-                let policy = directory.resource(ResourceType::Policy, name);
-                if let Some(Subject::Authorization(_, of_one)) = policy.map(|p| &p.subject) {
-                    needs.merge(of_one);
-                }
+            for set in sets {
+                let set = set.into_iter().map(|index| &**policies[index]);
+                own.together(set, directory);
             }
-            own.needs.extend(needs.parts().cloned());
-            own.names.extend(names);
         }
         own
+    }
+
+    /// Policies that select one pod.
+    fn together<'a>(
+        &mut self,
+        policies: impl Iterator<Item = &'a AuthorizationPolicy>,
+        directory: &Directory,
+    ) {
+        let mut needs = Needs::default();
+        for policy in policies {
+            let name = name("authorization", &policy.key);
+            let resource = directory.resource(ResourceType::Policy, &name);
+            if let Some(Subject::Authorization(_, of_one)) = resource.map(|p| &p.subject) {
+                needs.merge(of_one);
+            }
+            self.names.insert(name);
+        }
+        self.needs.extend(needs.parts().cloned());
     }
 
     /// Whose policies decide what these are.
@@ -168,4 +187,9 @@ impl OwnPolicies {
         let pods = self.pods.iter().cloned();
         pods.chain([mesh]).map(Topic::Policies)
     }
+}
+
+/// Name of a policy's resource.
+fn name(kind: &str, key: &str) -> Arc<str> {
+    format!("{kind}/{key}").into()
 }

@@ -79,7 +79,7 @@ impl Session {
     /// to, all but the last with `more`.
     ///
     /// `pending` are the changes since the last call, as far as they are about
-    /// [`Self::topics`].
+    /// [what it has an interest in](Self::new_topics).
     pub fn changed(
         &mut self,
         pending: &Pending,
@@ -94,15 +94,17 @@ impl Session {
         self.together(responses, directory)
     }
 
-    /// All that it has an interest in now.
-    #[must_use]
-    pub fn topics(&self) -> BTreeSet<Topic> {
-        let subscriptions = [&self.addresses, &self.policies, &self.istio]
-            .into_iter()
-            .flatten();
-        subscriptions
-            .flat_map(|subscription| subscription.topics().cloned())
-            .collect()
+    /// All that it has an interest in now, if that is something else than when this was last
+    /// asked. Gathering it costs more than most changes and every acknowledgement.
+    pub fn new_topics(&mut self) -> Option<BTreeSet<Topic>> {
+        let all = [&mut self.addresses, &mut self.policies, &mut self.istio];
+        let mut planned = false;
+        for subscription in all.into_iter().flatten() {
+            planned |= subscription.take_planned();
+        }
+        let all = [&self.addresses, &self.policies, &self.istio];
+        let topics = all.into_iter().flatten().flat_map(Subscription::topics);
+        planned.then(|| topics.cloned().collect())
     }
 
     /// Tells a node the version of the whole, where nothing else is to be told.

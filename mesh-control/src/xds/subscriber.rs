@@ -1,7 +1,6 @@
 //! A stream's place in the registry: what has changed for it is gathered there, and told from
 //! the state at the time.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +8,7 @@ use mesh_api::ads::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::sync::Notify;
 
 use super::session::{Session, SessionFault};
-use crate::registry::{Directory, Registry, StreamId, Topic};
+use crate::registry::{Directory, Registry, StreamId};
 
 /// What is to be sent.
 #[derive(Debug, Default)]
@@ -27,7 +26,6 @@ pub struct Subscriber {
     id: StreamId,
     news: Arc<Notify>,
     session: Session,
-    topics: BTreeSet<Topic>,
     /// Version of the whole that the client was told last.
     told: Arc<str>,
 }
@@ -42,7 +40,6 @@ impl Subscriber {
             registry,
             news,
             session: Session::new(node),
-            topics: BTreeSet::new(),
             told: Arc::default(),
         }
     }
@@ -85,7 +82,6 @@ impl Subscriber {
             registry,
             id,
             session,
-            topics,
             told,
             ..
         } = self;
@@ -106,10 +102,7 @@ impl Subscriber {
             {
                 *told = directory.version();
             }
-            let now = session.topics();
-            let news = (now != *topics).then(|| now.clone());
-            *topics = now;
-            (answered, news)
+            (answered, session.new_topics())
         })
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct Subscription {
     own: bool,
     names: BTreeSet<String>,
     plan: Plan,
+    /// Whether the plan is another than when it was last asked for.
+    planned: bool,
     /// Name → version of what the client holds.
     sent: BTreeMap<Arc<str>, Arc<str>>,
 }
@@ -44,6 +46,7 @@ impl Subscription {
             own: false,
             names: BTreeSet::new(),
             plan: Plan::default(),
+            planned: true,
             sent: held
                 .map(|(name, version)| (name.as_str().into(), version.as_str().into()))
                 .collect(),
@@ -53,6 +56,11 @@ impl Subscription {
     /// Whether it is for all that a node needs for its own pods.
     pub(super) fn is_own(&self) -> bool {
         self.own
+    }
+
+    /// Whether it has an interest in something else than when this was last asked.
+    pub(super) fn take_planned(&mut self) -> bool {
+        std::mem::take(&mut self.planned)
     }
 
     /// What it has an interest in.
@@ -152,6 +160,10 @@ impl Subscription {
     fn replan(&mut self, node: &str, directory: &Directory, candidates: &mut Candidates) {
         let own = self.own.then_some(node);
         let plan = Plan::new(self.kind, self.wildcard, own, &self.names, directory);
+        if plan == self.plan {
+            return;
+        }
+        self.planned = true;
         let before = std::mem::replace(&mut self.plan, plan);
         for topic in self.plan.wanted.difference(&before.wanted) {
             let about = directory.about(self.kind, topic);
