@@ -38,7 +38,7 @@ fn state() -> impl Strategy<Value = State> {
     (
         prop::collection::vec(prop::option::of(pod), 2 * NAMESPACES.len()),
         prop::collection::vec(prop::option::of(1..3u8), NAMESPACES.len()),
-        prop::collection::btree_set(0..policies().len(), 0..3),
+        prop::collection::btree_set(0..policies().len(), 0..4),
     )
         .prop_map(|(pods, services, policies)| State {
             pods,
@@ -132,6 +132,22 @@ fn policies() -> Vec<(AuthorizationPolicy, Needed)> {
             ),
             all_of_data,
         ),
+        (
+            outbound(
+                "shop/udp",
+                Action::Allow,
+                rule(block(), Protocol::Udp, None),
+            ),
+            |_| BTreeSet::new(),
+        ),
+        (
+            outbound(
+                "shop/no-udp-8080",
+                Action::Deny,
+                rule(any(), Protocol::Udp, Some(8080)),
+            ),
+            led_to_8080,
+        ),
     ]
 }
 
@@ -143,6 +159,23 @@ fn all_of_data(mesh: &Mesh) -> BTreeSet<String> {
     workloads
         .chain(services.map(|s| s.key.to_string()))
         .collect()
+}
+
+/// The services that lead somewhere to this port, with their workloads: where any UDP is allowed.
+fn led_to_8080(mesh: &Mesh) -> BTreeSet<String> {
+    if mesh
+        .authorizations()
+        .all(|policy| &*policy.key != "shop/udp")
+    {
+        return BTreeSet::new();
+    }
+    let translations = mesh.workloads().flat_map(|w| w.translations());
+    let led = translations.filter(|(_, port)| *port == 8080);
+    let keys: BTreeSet<_> = led.map(|(key, _)| key.clone()).collect();
+    let members = keys.iter().flat_map(|key| mesh.members(key));
+    let services = keys.iter().filter_map(|key| mesh.service(key));
+    let members = members.map(|w| w.uid.to_string());
+    members.chain(services.map(|s| s.key.to_string())).collect()
 }
 
 /// The services that are meant, with their workloads.
@@ -165,11 +198,12 @@ fn mesh(state: &State) -> Mesh {
         let identity = Identity::new("td".parse().unwrap(), namespace, "sa").unwrap();
         let key = service_key(namespace, "web");
         let name = format!("p{n}");
+        let target = if octet == 1 { 8080 } else { 80 };
         mesh.insert_workload(Workload {
             node: format!("node-{node}"),
             // No two pods have the same at one time.
             addresses: vec![[10, 0, u8::try_from(n).unwrap(), octet].into()],
-            services: BTreeMap::from([(key.as_str().into(), BTreeMap::from([(80, 80)]))])
+            services: BTreeMap::from([(key.as_str().into(), BTreeMap::from([(80, target)]))])
                 .into_iter()
                 .filter(|_| member)
                 .collect(),

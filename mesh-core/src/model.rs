@@ -101,6 +101,13 @@ impl Workload {
     pub fn enrolled(&self) -> bool {
         self.enrolment != Enrolment::None
     }
+
+    /// The services that lead to it at another port than they were called at, with that port.
+    pub fn translations(&self) -> impl Iterator<Item = (&ServiceKey, u16)> {
+        let ports = |(key, ports)| std::iter::repeat(key).zip(ports);
+        let all = self.services.iter().flat_map(ports);
+        all.filter_map(|(key, (called, target))| (called != target).then_some((key, *target)))
+    }
 }
 
 /// A service: virtual addresses in front of workloads.

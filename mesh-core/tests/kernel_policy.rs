@@ -1,6 +1,7 @@
 //! What the kernel is told of a policy, against what the worker would decide.
 
 mod generated;
+mod meshes;
 mod universe;
 
 use std::cell::RefCell;
@@ -8,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use mesh_core::model::{Enrolment, Mesh, Resolution, Service, Workload};
+use mesh_core::model::{Mesh, Resolution, Workload};
 use mesh_core::policy::kernel::{
     KernelClass, KernelPolicy, KernelVerdict, MAX_PREFIXES, MAX_VERDICTS,
 };
@@ -17,79 +18,9 @@ use mesh_core::policy::{
     Protocol, Rule, Target,
 };
 use mesh_core::reason::Reason;
+use meshes::{PORTS, addresses, mesh};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-
-const PORTS: [u16; 4] = [53, 80, 81, 9];
-
-/// Workloads and services at some of the addresses that policies speak of.
-fn mesh() -> impl Strategy<Value = Mesh> {
-    let ports = prop::collection::btree_map(generated::port(), generated::port(), 1..4);
-    let workload = (
-        generated::identity(),
-        generated::labels(),
-        any::<bool>(),
-        prop::collection::btree_map(generated::service_key(), ports, 0..3),
-    );
-    let owned = prop_oneof![
-        2 => workload.prop_map(|(identity, labels, enrolled, services)| {
-            Owner::Workload(Box::new(Workload {
-                labels,
-                services,
-                enrolment: if enrolled { Enrolment::Enforce } else { Enrolment::None },
-                ..Workload::new("", "", identity)
-            }))
-        }),
-        1 => generated::service_key().prop_map(Owner::Service),
-    ];
-    prop::collection::btree_map(
-        generated::address().prop_map(|a| a.to_canonical()),
-        owned,
-        0..8,
-    )
-    .prop_map(|owners| {
-        let mut mesh = Mesh::default();
-        for (n, (address, owner)) in owners.into_iter().enumerate() {
-            match owner {
-                Owner::Workload(workload) => mesh.insert_workload(Workload {
-                    uid: format!("w{n}").into(),
-                    addresses: vec![address],
-                    ..*workload
-                }),
-                Owner::Service(key) => mesh.insert_service(Service {
-                    key,
-                    name: String::new(),
-                    namespace: String::new(),
-                    addresses: vec![address],
-                    ports: BTreeSet::new(),
-                    traffic: Default::default(),
-                }),
-            };
-        }
-        mesh
-    })
-}
-
-#[derive(Clone, Debug)]
-enum Owner {
-    Workload(Box<Workload>),
-    Service(Arc<str>),
-}
-
-fn addresses() -> impl Iterator<Item = IpAddr> {
-    let unknown = [
-        "10.0.0.3",
-        "172.16.0.1",
-        "2001:db8:1::",
-        "::1",
-        "ff02::1",
-        "::fffe:1:1",
-    ];
-    unknown
-        .into_iter()
-        .chain(universe::ADDRESSES)
-        .map(|text| text.parse().unwrap())
-}
 
 /// A decision on a flow to or from a workload that discovery knows, or nobody.
 fn decide(

@@ -1,5 +1,6 @@
 //! A state of the mesh, encoded for discovery, and what one change of it touches.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -42,6 +43,8 @@ pub struct Directory {
     resources: BTreeMap<ResourceType, BTreeMap<Arc<str>, Arc<Resource>>>,
     by_address: BTreeMap<IpAddr, Arc<str>>,
     by_namespace: BTreeMap<String, Names>,
+    /// Workloads by the ports at which a service leads to them from another.
+    by_target: BTreeMap<u16, Names>,
     /// Sum of the hashes of all resources: the order of changes has no part in it.
     hash: u64,
 }
@@ -154,6 +157,9 @@ impl Directory {
                 self.mesh.insert_workload(workload.clone());
                 let namespace = workload.identity.namespace().to_owned();
                 add(&mut self.by_namespace, namespace, &name);
+                for (_, port) in workload.translations() {
+                    add(&mut self.by_target, port, &name);
+                }
             }
             Subject::Service(service) => {
                 self.mesh.insert_service(service.clone());
@@ -198,6 +204,9 @@ impl Directory {
             Subject::Workload(workload, _) => {
                 self.mesh.remove_workload(name);
                 take(&mut self.by_namespace, workload.identity.namespace(), name);
+                for (_, port) in workload.translations() {
+                    take(&mut self.by_target, &port, name);
+                }
             }
             Subject::Service(service) => {
                 self.mesh.remove_service(name);
@@ -303,6 +312,7 @@ impl Directory {
                 Box::new(of_it.filter_map(move |w| self.resource(kind, &w.uid)))
             }
             Topic::Namespace(namespace) => Box::new(named(self.by_namespace.get(&**namespace))),
+            Topic::Target(port) => Box::new(named(self.by_target.get(port))),
             Topic::Member(service) => {
                 let members = self.mesh.members(service);
                 Box::new(members.filter_map(move |w| self.resource(kind, &w.uid)))
@@ -326,11 +336,15 @@ fn ends(block: IpNet) -> std::ops::RangeInclusive<IpAddr> {
     block.network()..=block.broadcast()
 }
 
-fn add(index: &mut BTreeMap<String, Names>, key: String, name: &Arc<str>) {
+fn add<K: Ord>(index: &mut BTreeMap<K, Names>, key: K, name: &Arc<str>) {
     index.entry(key).or_default().insert(name.clone());
 }
 
-fn take(index: &mut BTreeMap<String, Names>, key: &str, name: &str) {
+fn take<K, Q>(index: &mut BTreeMap<K, Names>, key: &Q, name: &str)
+where
+    K: Ord + Borrow<Q>,
+    Q: Ord + ?Sized,
+{
     if let Some(names) = index.get_mut(key) {
         names.remove(name);
         if names.is_empty() {

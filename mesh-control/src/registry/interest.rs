@@ -112,7 +112,11 @@ impl Interest {
                 let plan = service
                     || matches!(
                         topic,
-                        Topic::Node(_) | Topic::Policies(_) | Topic::Block(_) | Topic::Virtual(_)
+                        Topic::Node(_)
+                            | Topic::Policies(_)
+                            | Topic::Target(_)
+                            | Topic::Block(_)
+                            | Topic::Virtual(_)
                     );
                 for id in ids {
                     let Some(stream) = self.streams.get_mut(id) else {

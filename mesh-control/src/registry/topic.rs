@@ -24,6 +24,8 @@ pub enum Topic {
     Namespace(Arc<str>),
     /// The services with this port.
     Port(u16),
+    /// The workloads at which a service leads to this port from another.
+    Target(u16),
     /// The workloads with an address in this block.
     Block(IpNet),
     /// The services with a virtual address in this block.
@@ -72,6 +74,8 @@ impl Resource {
                 topics.push(Topic::Namespace(workload.identity.namespace().into()));
                 topics.extend(workload.addresses.iter().copied().map(Topic::Address));
                 topics.extend(workload.services.keys().cloned().map(Topic::Member));
+                let targets = workload.translations().map(|(_, port)| port);
+                topics.extend(targets.map(Topic::Target));
             }
             Subject::Service(service) => {
                 topics.push(Topic::Namespace(service.namespace.as_str().into()));

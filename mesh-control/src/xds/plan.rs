@@ -74,6 +74,24 @@ impl Plan {
         self.wanted.extend([name, Topic::Member(key.clone())]);
     }
 
+    /// Where a topic is about workloads for the services in front of them: those services.
+    fn services_of(&mut self, workload: &Workload, topic: &Topic) {
+        match topic {
+            Topic::Block(_) => {
+                for key in workload.services.keys() {
+                    self.service_by_key(key);
+                }
+            }
+            Topic::Target(port) => {
+                let to_it = workload.translations().filter(|(_, target)| target == port);
+                for (key, _) in to_it {
+                    self.service_by_key(key);
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn own_places(&mut self, node: &str, directory: &Directory) {
         self.wanted.insert(Topic::Node(node.into()));
         self.service_by_key(&service_key(DNS_SERVICE.0, DNS_SERVICE.1).into());
@@ -105,17 +123,13 @@ impl Plan {
             Need::Block(block) => Topic::Block(block),
             Need::Virtual(block) => Topic::Virtual(block),
             Need::Port(port) => Topic::Port(port),
+            Need::Target(port) => Topic::Target(port),
         };
         if topic != Topic::All(kind) {
             for resource in directory.about(kind, &topic) {
                 self.service(resource);
-                if let (Topic::Block(_), Subject::Workload(workload, _)) =
-                    (&topic, &resource.subject)
-                {
-                    workload
-                        .services
-                        .keys()
-                        .for_each(|key| self.service_by_key(key));
+                if let Subject::Workload(workload, _) = &resource.subject {
+                    self.services_of(workload, &topic);
                 }
             }
         }

@@ -22,6 +22,8 @@ pub enum Need {
     Virtual(IpNet),
     /// The services with this port.
     Port(u16),
+    /// The services that lead to this port from another.
+    Target(u16),
 }
 
 /// What of the mesh is needed for one policy, or for all that select a pod together.
@@ -101,11 +103,13 @@ impl Needs {
                     Action::Deny if !by_address => {
                         udp.deny.insert(place(condition));
                     }
+                    // Nobody comes in from a service.
+                    Action::Deny if direction == Direction::Inbound => {}
                     // What is denied of an endpoint is denied of the services in front of it, at
-                    // whatever port they have.
+                    // whatever port they have. At the same port they are denied anyway.
                     Action::Deny => udp.deny.extend(match (condition.cidr, port.port) {
                         (Some(cidr), _) => Some(Need::Block(cidr)),
-                        (None, Some(_)) => Some(Need::Mesh),
+                        (None, Some(port)) => Some(Need::Target(port)),
                         (None, None) => None,
                     }),
                 }
@@ -215,7 +219,7 @@ mod tests {
         let denials = [
             (data(), Some(9), vec![Need::Namespace("data".into())]),
             (block(), None, vec![Need::Block(cidr())]),
-            (None, Some(9), vec![Need::Mesh]),
+            (None, Some(9), vec![Need::Target(9)]),
             (None, None, vec![]),
         ];
         for (peer, port, expected) in denials {
