@@ -57,9 +57,13 @@ pub(super) fn install() -> Result<PrometheusHandle, String> {
         "nodemesh_policies_unreadable",
         "Policies that this agent can't read; nothing opens by them"
     );
+    metrics::describe_gauge!(
+        "nodemesh_discovery_addresses",
+        "Addresses that control is asked to tell of, for this node's workers and resolvers"
+    );
     metrics::describe_counter!(
-        "nodemesh_tampering_total",
-        "What was found changed behind the agent's back, by what became of it"
+        "nodemesh_discovery_lookups_refused_total",
+        "Addresses that control was not asked about, because the node asks about as many as it may"
     );
     metrics::describe_counter!(
         "nodemesh_workers_adopted_total",
