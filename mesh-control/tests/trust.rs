@@ -128,6 +128,31 @@ async fn a_revoked_node_loses_its_streams_and_is_answered_nothing() {
 }
 
 #[tokio::test]
+async fn what_chains_to_a_revoked_intermediate_is_answered_nothing() {
+    let control = Control::start().await;
+    let node = control.node("node-a").await;
+    let mut stream = follow(&node).await.unwrap();
+    next(&mut stream).await.unwrap();
+    let intermediate = CertificateId::from_der(&der(control.pki.ca_pem())).unwrap();
+    let serial: String = intermediate
+        .serial
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    control.write_manifests(&with(&format!("{{serials: [\"{serial}\"]}}")));
+    let ended = loop {
+        if let Err(status) = next(&mut stream).await {
+            break status;
+        }
+    };
+    let words = format!("{serial} is revoked");
+    assert_refused(Err::<(), _>(ended), Code::PermissionDenied, &words);
+    let (csr, _) = request(|_| ());
+    let refused = sign(&node, CART, &csr, 0).await;
+    assert_refused(refused, Code::PermissionDenied, &words);
+}
+
+#[tokio::test]
 async fn all_certificates_of_a_node_bear_its_mark() {
     let control = Control::start().await;
     let marked = |pem: &str, node: &str| {

@@ -9,6 +9,7 @@ use std::time::Instant;
 use mesh_core::certificate::{Leaf, LeafFault};
 use mesh_core::identity::{Identity, NodeIdentity, TrustDomain};
 use mesh_core::revocation::{CertificateId, Revoked};
+use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
@@ -30,9 +31,36 @@ pub struct Peer {
     /// Where it calls from.
     pub address: SocketAddr,
     /// Its certificate, if it showed one.
-    pub leaf: Option<Arc<Result<Leaf, LeafFault>>>,
+    pub shown: Option<Arc<Result<Shown, LeafFault>>>,
     /// How long the connection may last.
     pub(super) lease: Lease,
+}
+
+/// The chain of certificates that a client showed.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// Its own.
+    pub leaf: Leaf,
+    /// All of them, its own first.
+    pub chain: Arc<[CertificateId]>,
+}
+
+impl Shown {
+    /// Reads what TLS has verified.
+    ///
+    /// # Errors
+    /// A certificate that can't be read, whether or not the chain needs it.
+    pub(super) fn new(chain: &[CertificateDer<'_>]) -> Option<Result<Self, LeafFault>> {
+        let leaf = Leaf::from_der(chain.first()?);
+        let ids = chain.iter().map(|der| CertificateId::from_der(der));
+        let chain = ids.collect::<Result<_, _>>();
+        Some(leaf.and_then(|leaf| {
+            Ok(Self {
+                leaf,
+                chain: chain?,
+            })
+        }))
+    }
 }
 
 /// A node that has been made sure of.
@@ -42,8 +70,8 @@ pub struct NodeCaller {
     pub identity: NodeIdentity,
     /// When its certificate or token ends, in seconds since the epoch.
     pub not_after_s: i64,
-    /// Its certificate, if it showed one.
-    pub certificate: Option<CertificateId>,
+    /// The certificates that it showed, its own first.
+    pub chain: Arc<[CertificateId]>,
 }
 
 /// Lets nodes in, and nobody else.
@@ -107,10 +135,10 @@ impl Gate {
         match (peer, token) {
             (
                 Some(Peer {
-                    leaf: Some(leaf), ..
+                    shown: Some(shown), ..
                 }),
                 _,
-            ) => self.by_certificate(leaf, now_s),
+            ) => self.by_certificate(shown, now_s),
             (Some(peer), Some(token)) => self.by_token(peer, token, now_s).await,
             _ => Err(Refused::new(
                 Refusal::NoCredential,
@@ -122,10 +150,10 @@ impl Gate {
 
     fn by_certificate(
         &self,
-        leaf: &Result<Leaf, LeafFault>,
+        shown: &Result<Shown, LeafFault>,
         now_s: i64,
     ) -> Result<NodeCaller, Refused> {
-        let leaf = leaf.as_ref().map_err(|fault| {
+        let Shown { leaf, chain } = shown.as_ref().map_err(|fault| {
             let message = format!("the client certificate is unusable: {fault}");
             Refused::new(Refusal::CertificateUnusable, message)
         })?;
@@ -144,7 +172,7 @@ impl Gate {
         let caller = NodeCaller {
             identity,
             not_after_s: leaf.not_after_s,
-            certificate: Some(leaf.id.clone()),
+            chain: chain.clone(),
         };
         self.not_revoked(&caller)?;
         Ok(caller)
@@ -157,7 +185,7 @@ impl Gate {
         if trust.revocations.nodes.contains(node) {
             return Err(of_node());
         }
-        match trust.revocations.find(None, caller.certificate.as_slice()) {
+        match trust.revocations.find(None, &caller.chain) {
             None => Ok(()),
             Some(Revoked::Node) => Err(of_node()),
             Some(what) => Err(Refused::new(Refusal::CertificateRevoked, what.to_string())),
@@ -217,7 +245,7 @@ impl Gate {
         let caller = NodeCaller {
             identity,
             not_after_s: attested.not_after_s,
-            certificate: None,
+            chain: Arc::default(),
         };
         self.not_revoked(&caller)?;
         Ok(caller)

@@ -7,7 +7,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use mesh_core::certificate::Leaf;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
@@ -20,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use super::caller::Peer;
+use super::caller::{Peer, Shown};
 use super::lease::{Alarm, Lease};
 use crate::ca::TrustBundle;
 
@@ -165,17 +164,13 @@ async fn handshake(
             return;
         }
     };
-    let leaf = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(<[_]>::first)
-        .map(|der| Leaf::from_der(der));
+    let chain = stream.get_ref().1.peer_certificates();
+    let shown = chain.and_then(Shown::new);
     let lease = Lease::default();
-    let at_least = match &leaf {
+    let at_least = match &shown {
         None => ANONYMOUS_LIFETIME,
-        Some(Ok(leaf)) => {
-            lease.extend(leaf.not_after_s);
+        Some(Ok(shown)) => {
+            lease.extend(shown.leaf.not_after_s);
             USELESS_LIFETIME
         }
         Some(Err(_)) => USELESS_LIFETIME,
@@ -184,7 +179,7 @@ async fn handshake(
         stream,
         peer: Peer {
             address,
-            leaf: leaf.map(Arc::new),
+            shown: shown.map(Arc::new),
             lease: lease.clone(),
         },
         end: Alarm::new(lease, at_least),
