@@ -42,6 +42,9 @@ pub(super) enum CsrError {
     TooLong(usize),
     #[error("control refused to sign: {0}")]
     Refused(String),
+    /// Of this request, whenever it is asked again.
+    #[error("control does not sign such a request: {0}")]
+    Unsignable(String),
     #[error("control could not be asked: {0}")]
     Unreachable(String),
     #[error("the certificate that control signed can't be used: {0}")]
@@ -58,22 +61,35 @@ pub(super) struct Asked<'a> {
     pub(super) lifetime_s: i64,
 }
 
+impl CsrError {
+    /// Whether the same request can never be signed: what is wrong is in it.
+    fn is_final(&self) -> bool {
+        matches!(self, Self::TooLong(_) | Self::Unsignable(_))
+    }
+}
+
 /// Has a request signed, trying until it is. `trouble` hears of every failure.
+///
+/// # Errors
+/// What is wrong with the request, if it is the request.
 pub(super) async fn relay(
     control: &Control,
     trust: &TrustStore,
     asked: &Asked<'_>,
     mut trouble: impl FnMut(&CsrError),
-) -> Svid {
+) -> Result<Svid, CsrError> {
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     loop {
         match ask(control, trust, asked).await {
             Ok(svid) => {
                 counter!("nodemesh_certificates_signed_total").increment(1);
-                return svid;
+                return Ok(svid);
             }
             Err(e) => {
                 counter!("nodemesh_certificate_failures_total").increment(1);
+                if e.is_final() {
+                    return Err(e);
+                }
                 trouble(&e);
                 sleep(backoff.next(random())).await;
             }
@@ -104,8 +120,9 @@ async fn ask(control: &Control, trust: &TrustStore, asked: &Asked<'_>) -> Result
 
 fn refusal(status: &tonic::Status) -> CsrError {
     match status.code() {
+        Code::InvalidArgument => CsrError::Unsignable(status.message().to_owned()),
+        // Of the node or the pod, as control knows them now.
         Code::PermissionDenied
-        | Code::InvalidArgument
         | Code::Unauthenticated
         | Code::NotFound
         | Code::FailedPrecondition => CsrError::Refused(status.message().to_owned()),

@@ -10,7 +10,7 @@ use super::workers::PodTask;
 
 /// A request under way with control; given up with the session.
 pub(super) struct Signing {
-    task: JoinHandle<Svid>,
+    task: JoinHandle<Result<Svid, CsrError>>,
     trouble: mpsc::Receiver<String>,
 }
 
@@ -64,7 +64,8 @@ impl Signing {
         tokio::select! {
             Some(why) = self.trouble.recv() => SigningEvent::Refused(why),
             signed = &mut self.task => match signed {
-                Ok(svid) => SigningEvent::Signed(svid),
+                Ok(Ok(svid)) => SigningEvent::Signed(svid),
+                Ok(Err(e)) => SigningEvent::Lost(e.to_string()),
                 Err(e) => SigningEvent::Lost(format!("internal error: {e}")),
             },
         }

@@ -6,28 +6,39 @@ use std::time::Instant;
 
 use mesh_lab::inject::Tracee;
 use mesh_lab::{Lab, programs, wait};
-use rcgen::{CertificateParams, DnType, KeyPair};
+use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 use serde_json::Value;
 
 use crate::packets::{CERTIFICATE_REQUEST, bytes, packet, send};
 use crate::{CLIENT, NEIGHBOUR, WEB, assert_carried, lab, worker};
 
 /// Whatever the request says, control is asked for the identity that the supervisor has for
-/// the pod, and signs nothing else.
+/// the pod, and signs nothing else. One that names another is refused, and not asked again.
 #[test]
 fn a_request_for_another_identity_gets_a_certificate_of_its_own() {
     let (lab, _server) = lab();
     let (client, web) = (lab.pod(CLIENT), lab.pod(WEB));
     let key = KeyPair::generate().unwrap();
     let wanted = web.identity();
-    // Named where control looks for no identity: one that asks for another's in its alternative
-    // names is refused there (mesh-control/tests/signing.rs).
+    let taken = worker(&lab, CLIENT);
+    let mut seized = Tracee::seize(taken).unwrap();
+    let failures = || {
+        let name = "nodemesh_certificate_failures_total";
+        let (agent, node) = (lab.agent(client.node()), lab.node(client.node()));
+        agent.metric(node, name, &[]).unwrap()
+    };
+    let before = failures();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI((&*wanted).try_into().unwrap())];
+    let request = params.serialize_request(&key).unwrap();
+    let body = bytes(1, request.der());
+    assert!(send(&mut seized, &packet(CERTIFICATE_REQUEST, &body)) > 0);
+    wait::until_true("the refusal", wait::PATIENCE, || Ok(failures() > before)).unwrap();
+
+    // Named where control looks for no identity.
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, &*wanted);
     let request = params.serialize_request(&key).unwrap();
-
-    let taken = worker(&lab, CLIENT);
-    let mut seized = Tracee::seize(taken).unwrap();
     let body = bytes(1, request.der());
     assert!(send(&mut seized, &packet(CERTIFICATE_REQUEST, &body)) > 0);
     // The next certificate that the supervisor keeps for the pod is for the key of the request.
@@ -37,6 +48,7 @@ fn a_request_for_another_identity_gets_a_certificate_of_its_own() {
         Ok(kept.filter(|kept| is_for(kept, &key)))
     });
     drop(seized);
+    assert_eq!(failures(), before + 1.0, "{}", lab.log_tails());
     let said = openssl(&["-ext", "subjectAltName", "-subject"], &forged.unwrap());
     assert!(
         said.contains(&format!("URI:{}", client.identity())),

@@ -43,6 +43,8 @@ impl Session<'_> {
                 self.step_taken();
             }
             SigningEvent::Lost(why) => {
+                let pod = &self.task.record.key;
+                tracing::warn!(%pod, why, "the signing request of the pod's worker is given up");
                 self.signing = None;
                 self.post(ForWorker::CertificateRefused(CertificateRefused { why }));
             }
