@@ -56,7 +56,9 @@ fn the_agent_takes_its_arguments() {
                 .parse::<std::net::SocketAddr>()
                 .is_ok()
         );
-        assert!(run.control.unwrap().starts_with("https://"));
+        assert!(
+            !run.control.is_empty() && run.control.iter().all(|uri| uri.starts_with("https://"))
+        );
     }
 }
 

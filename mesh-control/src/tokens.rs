@@ -1,9 +1,9 @@
 //! Tokens of nodes: 256 random bits, printed once, kept as their SHA-256 only, bound to one node
 //! and to a time. A join token is good for one join; a node token for any number of calls.
 //!
-//! A token is a file `<state-dir>/tokens/<sha256>`. Taking a join token is renaming it into
-//! `tokens/used/`: of several that try, the file system lets one succeed, also across
-//! processes and restarts. A node token is taken back by removing its file.
+//! A token is a file `<folder>/<sha256>`. Taking a join token is renaming it into `used/` there:
+//! of several that try, the file system lets one succeed, also across restarts and across all
+//! replicas that share the folder. A node token is taken back by removing its file.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -98,7 +98,14 @@ impl TokenStore {
     /// # Errors
     /// A folder that can't be made, or that others can read or write.
     pub fn open(state_dir: &Path) -> Result<Self, TokenFault> {
-        let unused = state_dir.join("tokens");
+        Self::open_folder(state_dir.join("tokens"))
+    }
+
+    /// Opens the store in a folder of its own, as [`Self::open`].
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_folder(unused: PathBuf) -> Result<Self, TokenFault> {
         let used = unused.join("used");
         DirBuilder::new()
             .recursive(true)
@@ -239,8 +246,12 @@ impl TokenStore {
                 }
                 let expired = read(&path).is_ok_and(|record| record.not_after_s <= now_s);
                 if expired {
-                    fs::remove_file(&path).map_err(|e| store(&path, e))?;
-                    removed += 1;
+                    match fs::remove_file(&path) {
+                        Ok(()) => removed += 1,
+                        // Another replica does the same.
+                        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                        Err(e) => return Err(store(&path, e)),
+                    }
                 }
             }
         }

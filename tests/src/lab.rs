@@ -140,6 +140,19 @@ impl Lab {
         (&mut mesh.control, &self.control_host)
     }
 
+    /// A replica of control by index, to kill or start it, with its host.
+    ///
+    /// # Panics
+    /// If the mesh isn't running, or there is no such replica.
+    pub fn replica_mut(&mut self, index: usize) -> (&mut Control, &Host) {
+        let mesh = self.mesh.as_mut().expect("the mesh is running");
+        let control = match index {
+            0 => &mut mesh.control,
+            n => &mut mesh.more[n - 1],
+        };
+        (control, &self.control_host)
+    }
+
     /// A host on the fabric that is no node of the mesh.
     #[must_use]
     pub fn outside(&self) -> &Host {
@@ -179,7 +192,9 @@ impl Lab {
             return "(the mesh was not started)".to_owned();
         };
         let agents = mesh.agents.iter().map(|agent| agent.daemon.tail());
-        let tails: Vec<String> = agents.chain([mesh.control.daemon.tail()]).collect();
+        let controls = [&mesh.control].into_iter().chain(&mesh.more);
+        let controls = controls.map(|control| control.daemon.tail());
+        let tails: Vec<String> = agents.chain(controls).collect();
         tails.join("\n")
     }
 }

@@ -165,6 +165,8 @@ pub struct Plan {
     pub(crate) default_policy: bool,
     pub(crate) resolvers: Vec<String>,
     pub(crate) agent_options: Vec<String>,
+    pub(crate) control_options: Vec<String>,
+    pub(crate) replicas: u16,
     pub(crate) part: Option<usize>,
 }
 
@@ -182,6 +184,8 @@ impl Plan {
             default_policy: true,
             resolvers: Vec::new(),
             agent_options: Vec::new(),
+            control_options: Vec::new(),
+            replicas: 1,
             part: None,
         }
     }
@@ -263,6 +267,22 @@ impl Plan {
     pub fn agent_option(mut self, name: &str, value: &str) -> Self {
         let option = [name.to_owned(), value.to_owned()];
         self.agent_options.extend(option);
+        self
+    }
+
+    /// Control is started with this option as well.
+    #[must_use]
+    pub fn control_option(mut self, name: &str, value: &str) -> Self {
+        let option = [name.to_owned(), value.to_owned()];
+        self.control_options.extend(option);
+        self
+    }
+
+    /// Control has so many replicas, all on its host: they follow the same manifests, sign with the
+    /// same intermediate, and share their tokens.
+    #[must_use]
+    pub fn replicas(mut self, replicas: u16) -> Self {
+        self.replicas = replicas;
         self
     }
 

@@ -108,13 +108,18 @@ async fn ask(control: &Control, trust: &TrustStore, asked: &Asked<'_>) -> Result
         metadata: Some(impersonating(identity)),
     });
     request.set_timeout(CALL_TIMEOUT);
-    let channel = control.channel().await;
-    let mut client = IstioCertificateServiceClient::new(channel);
-    let answer = client
-        .create_certificate(request)
-        .await
-        .map_err(|s| refusal(&s))?;
-    let chain = answer.into_inner().cert_chain;
+    let replica = control.replica().await;
+    let mut client = IstioCertificateServiceClient::new(replica.channel);
+    let answer = client.create_certificate(request).await;
+    let answer = answer.map_err(|status| {
+        let refused = refusal(&status);
+        if matches!(refused, CsrError::Unreachable(_)) {
+            // Its signer may be the one that fails.
+            control.leave_in_time(replica.address);
+        }
+        refused
+    });
+    let chain = answer?.into_inner().cert_chain;
     read_chain(&chain, identity, &trust.bundle().roots).map_err(CsrError::Unusable)
 }
 

@@ -49,12 +49,12 @@ pub(super) async fn follow(control: Arc<Control>, config: Arc<Config>, discovery
     };
     follower.restore();
     loop {
-        let current = control.channel().await;
+        let replica = control.replica().await;
         renewals.mark_unchanged();
         let started = Instant::now();
         let outcome = tokio::select! {
-            outcome = follower.stream(current) => outcome,
-            // A renewed certificate: go on with that one, at once.
+            outcome = follower.stream(replica.channel) => outcome,
+            // A renewed certificate, or another replica: go on with that one, at once.
             _ = renewals.changed() => continue,
         };
         control.set_connected(false);
@@ -63,6 +63,7 @@ pub(super) async fn follow(control: Arc<Control>, config: Arc<Config>, discovery
         }
         let wait = backoff.next(random());
         control.trouble("no discovery", &outcome, wait);
+        control.leave(replica.address);
         follower.save();
         sleep(wait).await;
     }

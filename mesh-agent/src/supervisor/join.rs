@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,6 +18,7 @@ use rustls::pki_types::pem::PemObject;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use super::config::Config;
+use super::control::Replica;
 use super::trust::Bundle;
 
 /// DNS name in the control component's certificate.
@@ -47,8 +49,10 @@ pub(super) enum JoinError {
     },
     #[error("control refused to let node {node} join: {message}")]
     Refused { node: String, message: String },
-    #[error("control can't be reached at {uri}: {why}")]
-    Unreachable { uri: String, why: String },
+    #[error("control can't be reached at {address}: {why}")]
+    Unreachable { address: SocketAddr, why: String },
+    #[error("no address of control is known: --control gives names, and none could be looked up")]
+    NoAddress,
     #[error("the certificate that control gave can't be used: {0}")]
     Unusable(String),
     #[error("making the node's key: {0}")]
@@ -127,9 +131,13 @@ impl NodeCredential {
     }
 
     /// A channel that shows this certificate.
-    pub(super) fn channel(&self, config: &Config, trusted: &Bundle) -> Result<Channel, JoinError> {
+    pub(super) fn channel(
+        &self,
+        replica: SocketAddr,
+        trusted: &Bundle,
+    ) -> Result<Channel, JoinError> {
         let identity = Identity::from_pem(&self.chain_pem, &self.key_pem);
-        Ok(endpoint(config, trusted, Some(identity))?.connect_lazy())
+        Ok(endpoint(replica, trusted, Some(identity))?.connect_lazy())
     }
 }
 
@@ -176,7 +184,7 @@ fn write_whole(
 }
 
 fn endpoint(
-    config: &Config,
+    replica: SocketAddr,
     trusted: &Bundle,
     identity: Option<Identity>,
 ) -> Result<Endpoint, JoinError> {
@@ -186,7 +194,8 @@ fn endpoint(
     if let Some(identity) = identity {
         tls = tls.identity(identity);
     }
-    let endpoint = Endpoint::from(config.control.clone())
+    let endpoint = Endpoint::from_shared(format!("https://{replica}"))
+        .map_err(|e| JoinError::Unusable(chain(&e)))?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_keepalive(Some(KEEP_ALIVE))
         .http2_keep_alive_interval(KEEP_ALIVE)
@@ -220,14 +229,7 @@ pub(super) fn explain(status: &tonic::Status) -> String {
     }
 }
 
-fn unreachable(config: &Config, why: String) -> JoinError {
-    JoinError::Unreachable {
-        uri: config.control.to_string(),
-        why,
-    }
-}
-
-fn call_failed(config: &Config, status: &tonic::Status) -> JoinError {
+fn call_failed(config: &Config, address: SocketAddr, status: &tonic::Status) -> JoinError {
     use tonic::Code;
     match status.code() {
         Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument | Code::NotFound => {
@@ -236,7 +238,10 @@ fn call_failed(config: &Config, status: &tonic::Status) -> JoinError {
                 message: status.message().to_owned(),
             }
         }
-        _ => unreachable(config, explain(status)),
+        _ => JoinError::Unreachable {
+            address,
+            why: explain(status),
+        },
     }
 }
 
@@ -264,6 +269,7 @@ fn accept(
 /// is stored before anything else is done.
 pub(super) async fn join(
     config: &Config,
+    replica: SocketAddr,
     trusted: &Bundle,
     why: &str,
 ) -> Result<NodeCredential, JoinError> {
@@ -284,29 +290,32 @@ pub(super) async fn join(
         ))
     })?;
     let (key, csr) = signing_request()?;
-    let channel = endpoint(config, trusted, None)?
+    let channel = endpoint(replica, trusted, None)?
         .timeout(CALL_TIMEOUT)
         .connect()
         .await
-        .map_err(|e| unreachable(config, chain(&e)))?;
+        .map_err(|e| JoinError::Unreachable {
+            address: replica,
+            why: chain(&e),
+        })?;
     let request = JoinRequest {
         token: token.trim().to_owned(),
         node: config.node.clone(),
         csr,
     };
     let answer = NodeServiceClient::new(channel).join(request).await;
-    let given = answer.map_err(|s| call_failed(config, &s))?.into_inner();
-    accept(config, &key, &given)
+    let failed = |status| call_failed(config, replica, &status);
+    accept(config, &key, &answer.map_err(failed)?.into_inner())
 }
 
 /// Renews the node's certificate, with a new key.
-pub(super) async fn renew(config: &Config, channel: Channel) -> Result<NodeCredential, JoinError> {
+pub(super) async fn renew(config: &Config, replica: Replica) -> Result<NodeCredential, JoinError> {
     let (key, csr) = signing_request()?;
     let mut request = tonic::Request::new(RenewRequest { csr });
     request.set_timeout(CALL_TIMEOUT);
-    let answer = NodeServiceClient::new(channel).renew(request).await;
-    let given = answer.map_err(|s| call_failed(config, &s))?.into_inner();
-    accept(config, &key, &given)
+    let answer = NodeServiceClient::new(replica.channel).renew(request).await;
+    let failed = |status| call_failed(config, replica.address, &status);
+    accept(config, &key, &answer.map_err(failed)?.into_inner())
 }
 
 /// The trust domain by the node's last certificate, expired or not.

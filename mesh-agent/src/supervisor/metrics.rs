@@ -49,6 +49,14 @@ pub(super) fn install() -> Result<PrometheusHandle, String> {
         "nodemesh_control_connected",
         "Whether the discovery stream is up"
     );
+    metrics::describe_gauge!(
+        "nodemesh_trusted_roots",
+        "Roots that this node and its pods trust"
+    );
+    metrics::describe_counter!(
+        "nodemesh_control_moves_total",
+        "Times the agent went over to another replica of control"
+    );
     metrics::describe_counter!(
         "nodemesh_discovery_refused_total",
         "Resources of discovery that were refused as malformed"

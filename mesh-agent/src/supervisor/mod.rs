@@ -11,7 +11,8 @@
 //! - `watch` and `look` keep an eye on the pod's namespace, `tamper` tells of what they find, and
 //!   `cut_off` is for pods that can't be served (`unserved`);
 //! - `confine` gives up what is of no use once it has started;
-//! - `control` keeps the node's certificate (`join`) and the way to the control component;
+//! - `control` keeps the node's certificate (`join`) and the ways to the control component and its
+//!   `replicas`;
 //!   `follow` follows discovery (`xds`) into the one view of it (`discovery`); `csr` has the
 //!   workers' certificates signed; `node_report` tells control how the pods are;
 //! - of that view a worker is told its pod's policy (`rules`) and what it asks for (`lookups`,
@@ -54,6 +55,7 @@ mod placement;
 mod pods;
 mod ports;
 mod reconcile;
+mod replicas;
 mod reporter;
 mod rules;
 mod session;

@@ -1,15 +1,18 @@
 //! The node's state, told to control: which discovery is in effect, and how its pods are.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_api::node as wire;
 use mesh_api::node::node_service_client::NodeServiceClient;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tonic::transport::Channel;
 
 use super::backoff::{Backoff, random};
-use super::control::{Control, FIRST_RETRY};
+use super::control::{FIRST_RETRY, Replica};
 use super::join::explain;
 use super::report::PodReport;
 use super::shared::Shared;
@@ -21,25 +24,54 @@ const GATHER: Duration = Duration::from_millis(100);
 const EVERY: Duration = Duration::from_secs(10);
 /// How long one report may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Control may have lost what it knew when it comes back, so it is not kept waiting for long.
+/// A replica may have lost what it knew when it comes back, so it is not kept waiting for long.
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
-/// Reports to control, for ever.
+/// Reports to every replica of control, for ever: what a pod's health is, each has to tell the nodes
+/// that follow it.
 pub(super) async fn keep_reporting(shared: Arc<Shared>) {
+    let mut replicas = shared.control.replicas();
+    let mut tasks = JoinSet::new();
+    let mut told: Vec<(Replica, AbortHandle)> = Vec::new();
+    loop {
+        let known = replicas.borrow_and_update().clone();
+        told.retain(|(replica, task)| {
+            let stays = known.contains(replica);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for replica in known {
+            if !told.iter().any(|(known, _)| *known == replica) {
+                let task = tasks.spawn(report_to(shared.clone(), replica.clone()));
+                told.push((replica, task));
+            }
+        }
+        tokio::select! {
+            // The sender is in `shared`.
+            _ = replicas.changed() => {}
+            // Of one that was left: they go on for ever.
+            Some(_) = tasks.join_next() => {}
+        }
+    }
+}
+
+async fn report_to(shared: Arc<Shared>, replica: Replica) {
     let changes = shared.discovery.changes();
+    let news = shared.news.subscribe();
     let compose = || compose(&shared);
     let send = |report| {
-        send(
-            shared.control.clone(),
-            as_of_now(report, &shared.mesh_cgroup),
-        )
+        let report = as_of_now(report, &shared.mesh_cgroup);
+        send(replica.channel.clone(), report)
     };
-    pace(&shared.news, changes, compose, send).await;
+    pace(replica.address, news, changes, compose, send).await;
 }
 
 /// Sends what there is to report when it has changed, when it is time, and until it was taken.
 async fn pace<S: Future<Output = Result<(), String>>>(
-    news: &Notify,
+    replica: SocketAddr,
+    mut news: watch::Receiver<()>,
     mut discovery: watch::Receiver<u64>,
     compose: impl Fn() -> wire::NodeReport,
     send: impl Fn(wire::NodeReport) -> S,
@@ -54,7 +86,7 @@ async fn pace<S: Future<Output = Result<(), String>>>(
             && due > Instant::now()
         {
             tokio::select! {
-                () = news.notified() => sleep(GATHER).await,
+                Ok(()) = news.changed() => sleep(GATHER).await,
                 Ok(()) = discovery.changed() => sleep(GATHER).await,
                 () = sleep_until(due) => {}
             }
@@ -63,7 +95,7 @@ async fn pace<S: Future<Output = Result<(), String>>>(
         match send(report.clone()).await {
             Ok(()) => {
                 if std::mem::take(&mut failing) {
-                    tracing::info!("control: it takes the node's report again");
+                    tracing::info!(%replica, "control: it takes the node's report again");
                 }
                 backoff.reset();
                 told = Some((report, Instant::now()));
@@ -71,8 +103,9 @@ async fn pace<S: Future<Output = Result<(), String>>>(
             Err(why) => {
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(
+                        %replica,
                         error = why,
-                        "control: it does not take the node's report, so it may not know how pods are; trying on"
+                        "control: a replica does not take the node's report, so it may not know how pods are; trying on"
                     );
                 }
                 told = None;
@@ -95,8 +128,8 @@ fn as_of_now(mut report: wire::NodeReport, mesh: &MeshCgroup) -> wire::NodeRepor
     report
 }
 
-async fn send(control: Arc<Control>, report: wire::NodeReport) -> Result<(), String> {
-    let mut client = NodeServiceClient::new(control.channel().await);
+async fn send(channel: Channel, report: wire::NodeReport) -> Result<(), String> {
+    let mut client = NodeServiceClient::new(channel);
     match timeout(PATIENCE, client.report(report)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(status)) => Err(explain(&status)),
@@ -146,6 +179,7 @@ fn of_pod(report: &PodReport) -> wire::PodReport {
 mod tests {
     use super::*;
     use std::cell::{Cell, RefCell};
+    use tokio::sync::Notify;
 
     fn report(version: u64) -> wire::NodeReport {
         wire::NodeReport {
@@ -156,7 +190,7 @@ mod tests {
 
     #[tokio::test]
     async fn changes_are_gathered_and_told_until_they_are_taken() {
-        let (news, changes) = (Notify::new(), watch::Sender::new(0));
+        let (news, changes) = (watch::Sender::new(()), watch::Sender::new(0));
         let version = Cell::new(1);
         let (sent, failures) = (RefCell::new(Vec::new()), Cell::new(1));
         let taken = Notify::new();
@@ -180,17 +214,19 @@ mod tests {
             let began = Instant::now();
             for n in 2..=11 {
                 version.set(n);
-                news.notify_one();
+                news.send_replace(());
                 tokio::task::yield_now().await;
             }
             taken.notified().await;
             assert!(began.elapsed() < Duration::from_millis(200) + GATHER);
             // A signal without a change is none.
-            news.notify_one();
+            news.send_replace(());
             changes.send_replace(1);
             assert!(timeout(2 * GATHER, taken.notified()).await.is_err());
         };
-        let paced = pace(&news, changes.subscribe(), || report(version.get()), send);
+        let replica = SocketAddr::from(([10, 0, 0, 1], 15012));
+        let (told, known) = (news.subscribe(), changes.subscribe());
+        let paced = pace(replica, told, known, || report(version.get()), send);
         tokio::select! {
             () = paced => unreachable!("it goes on for ever"),
             () = follow => {}

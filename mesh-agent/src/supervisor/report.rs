@@ -170,6 +170,9 @@ impl PodReport {
 pub struct ControlReport {
     /// The discovery stream is up.
     pub connected: bool,
+    /// Address of the replica in use; empty before there is one.
+    #[serde(default)]
+    pub replica: String,
     /// Discovery is known: from control, or the last good state of an earlier run.
     pub synced: bool,
     /// Workloads known.

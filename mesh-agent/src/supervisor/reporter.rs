@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::report::PodReport;
 
@@ -11,11 +11,11 @@ use super::report::PodReport;
 #[derive(Debug)]
 pub(super) struct Reporter {
     report: watch::Sender<PodReport>,
-    news: Arc<Notify>,
+    news: Arc<watch::Sender<()>>,
 }
 
 impl Reporter {
-    pub(super) fn new(report: PodReport, news: Arc<Notify>) -> Self {
+    pub(super) fn new(report: PodReport, news: Arc<watch::Sender<()>>) -> Self {
         Self {
             report: watch::Sender::new(report),
             news,
@@ -25,14 +25,14 @@ impl Reporter {
     /// Changes the report.
     pub(super) fn send_modify(&self, change: impl FnOnce(&mut PodReport)) {
         self.report.send_modify(change);
-        self.news.notify_one();
+        self.news.send_replace(());
     }
 
     /// Changes the report if `change` says that it did.
     pub(super) fn send_if_modified(&self, change: impl FnOnce(&mut PodReport) -> bool) -> bool {
         let modified = self.report.send_if_modified(change);
         if modified {
-            self.news.notify_one();
+            self.news.send_replace(());
         }
         modified
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::budget::NodeBudget;
@@ -30,7 +30,7 @@ pub(super) struct Shared {
     pub(super) trust: Arc<TrustStore>,
     pub(super) records: Records,
     /// Some pod's report has changed.
-    pub(super) news: Arc<Notify>,
+    pub(super) news: Arc<watch::Sender<()>>,
     pub(super) kernel: KernelRules,
     /// What of the supervisor's and control's work the workers share.
     pub(super) work: NodeBudget,
@@ -65,7 +65,7 @@ impl Shared {
             control: Control::new(trust.clone()),
             trust,
             records,
-            news: Arc::default(),
+            news: Arc::new(watch::Sender::new(())),
             kernel: KernelRules::default(),
             work: NodeBudget::new(Instant::now()),
             capture: Mutex::new(capture),

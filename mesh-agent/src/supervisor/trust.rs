@@ -160,6 +160,7 @@ impl TrustStore {
                 }
             }
         };
+        gauge!("nodemesh_trusted_roots").set(bundle.roots.len() as f64);
         Arc::new(Self {
             bundle: watch::Sender::new(Arc::new(bundle)),
             file,
@@ -206,6 +207,7 @@ impl TrustStore {
         ] {
             gauge!("nodemesh_revocations", "kind" => kind).set(count as f64);
         }
+        gauge!("nodemesh_trusted_roots").set(bundle.roots.len() as f64);
         tracing::info!(
             version = bundle.version,
             roots = bundle.roots.len(),
@@ -233,11 +235,11 @@ pub(super) async fn follow(control: Arc<Control>, trust: Arc<TrustStore>) {
     let mut renewals = control.renewals();
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     loop {
-        let channel = control.channel().await;
+        let replica = control.replica().await;
         renewals.mark_unchanged();
         let mut heard = false;
         let outcome = tokio::select! {
-            outcome = stream(channel, &trust, &mut heard) => outcome,
+            outcome = stream(replica.channel, &trust, &mut heard) => outcome,
             _ = renewals.changed() => continue,
         };
         if heard {
@@ -245,6 +247,7 @@ pub(super) async fn follow(control: Arc<Control>, trust: Arc<TrustStore>) {
         }
         let wait = backoff.next(random());
         control.trouble("no trust bundle", &outcome, wait);
+        control.leave(replica.address);
         sleep(wait).await;
     }
 }

@@ -52,11 +52,17 @@ pub struct RunOptions {
     /// KUBECONFIG says. The mesh's own kinds must be installed (mesh-control definitions)
     #[arg(long = "kubernetes")]
     pub cluster: bool,
-    /// Folder for the component's own state (join tokens, admin socket); made with mode 0700
+    /// Folder for the component's own state (join tokens, admin socket); made with mode 0700. Each
+    /// replica has its own
     #[arg(long, value_name = "DIR")]
     pub state_dir: PathBuf,
     /// SPIFFE trust domain, such as cluster.local
     #[arg(long, value_name = "DOMAIN")]
+    /// Folder of the nodes' tokens [default: tokens in --state-dir]. Replicas that share it, on one
+    /// file system, let a join token in once between them; a replica with a folder of its own knows
+    /// only the tokens that were made there
+    #[arg(long, value_name = "DIR")]
+    pub token_dir: Option<PathBuf>,
     pub trust_domain: String,
     /// PEM chain of the signing intermediate: it first, then what leads to the root
     #[arg(long, value_name = "FILE")]
@@ -165,9 +171,11 @@ impl RunConfig {
                 None
             }
         };
-        let tokens = TokenStore::open(&options.state_dir)
-            .map_err(|e| note("--state-dir", &e))
-            .ok();
+        let (option, tokens) = match &options.token_dir {
+            Some(folder) => ("--token-dir", TokenStore::open_folder(folder.clone())),
+            None => ("--state-dir", TokenStore::open(&options.state_dir)),
+        };
+        let tokens = tokens.map_err(|e| note(option, &e)).ok();
         let overlap_s = duration_s(&options.root_overlap);
         if overlap_s.is_none() {
             note("--root-overlap", &bad_time(&options.root_overlap));

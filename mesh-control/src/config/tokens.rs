@@ -12,8 +12,16 @@ use crate::tokens::{TokenStore, Use};
 #[derive(Args, Clone, Debug)]
 pub struct TokenOptions {
     /// The state folder of the control component
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "token_dir",
+        conflicts_with = "token_dir"
+    )]
+    pub state_dir: Option<PathBuf>,
+    /// The folder of tokens, where the component was given one
     #[arg(long, value_name = "DIR")]
-    pub state_dir: PathBuf,
+    pub token_dir: Option<PathBuf>,
     /// Name of the node the token is for, as in spec.nodeName of its pods
     #[arg(long, value_name = "NAME")]
     pub node: String,
@@ -55,8 +63,12 @@ impl TokenConfig {
         if ttl_s.is_none() {
             mistakes.push(format!("--ttl: {}", bad_time(&options.ttl)));
         }
-        let tokens = TokenStore::open(&options.state_dir)
-            .map_err(|e| mistakes.push(format!("--state-dir: {e}")));
+        let (option, tokens) = match (&options.token_dir, &options.state_dir) {
+            (Some(folder), _) => ("--token-dir", TokenStore::open_folder(folder.clone())),
+            (None, Some(folder)) => ("--state-dir", TokenStore::open(folder)),
+            (None, None) => return Err(Mistakes(vec!["--state-dir is missing".to_owned()])),
+        };
+        let tokens = tokens.map_err(|e| mistakes.push(format!("{option}: {e}")));
         match (ttl_s, tokens) {
             (Some(ttl_s), Ok(tokens)) if mistakes.is_empty() => Ok(Self {
                 tokens,

@@ -40,8 +40,8 @@ impl Lab {
     /// # Errors
     /// If a binary isn't built, or any of them fails; with the end of its log.
     pub fn start_mesh(&mut self) -> Result<()> {
-        let (control, pki, tokens) = self.start_control()?;
-        self.start_agents(control, pki, &tokens)
+        let (controls, pki, tokens) = self.start_control()?;
+        self.start_agents(controls, pki, &tokens)
     }
 
     /// [`Self::start_mesh`] for a lab that is a [part](Plan::part) of one: the first part makes
@@ -55,29 +55,32 @@ impl Lab {
         exchange: impl FnOnce(Option<String>) -> Result<String>,
     ) -> Result<()> {
         if self.plan.part == Some(0) {
-            let (control, pki, tokens) = self.start_control()?;
+            let (controls, pki, tokens) = self.start_control()?;
             let root = fs::read_to_string(pki.join("root.pem"))?;
             let told = serde_json::json!({ "root": root, "tokens": tokens });
             exchange(Some(told.to_string()))?;
-            return self.start_agents(control, pki, &tokens);
+            return self.start_agents(controls, pki, &tokens);
         }
         let told: serde_json::Value = serde_json::from_str(&exchange(None)?)?;
         let pki = self.scratch.join("pki");
         fs::create_dir_all(&pki)?;
         fs::write(pki.join("root.pem"), told["root"].as_str().unwrap_or(""))?;
         let tokens: Vec<String> = serde_json::from_value(told["tokens"].clone())?;
-        let control = self.new_control(&pki)?;
-        self.start_agents(control, pki, &tokens)
+        let controls = self.new_controls(&pki)?;
+        self.start_agents(controls, pki, &tokens)
     }
 
     /// Makes a PKI, starts control, and has it make a join token for each node.
-    fn start_control(&self) -> Result<(Control, PathBuf, Vec<String>)> {
+    fn start_control(&self) -> Result<(Vec<Control>, PathBuf, Vec<String>)> {
         let pki = self.make_pki()?;
-        let mut control = self.new_control(&pki)?;
-        control.start(&self.control_host)?;
-        let tokens = self.nodes.iter().map(|host| control.token(host.name()));
+        let mut controls = self.new_controls(&pki)?;
+        for control in &mut controls {
+            control.start(&self.control_host)?;
+        }
+        let first = controls.first().context("no replica of control")?;
+        let tokens = self.nodes.iter().map(|host| first.token(host.name()));
         let tokens = tokens.collect::<Result<_>>()?;
-        Ok((control, pki, tokens))
+        Ok((controls, pki, tokens))
     }
 
     fn make_pki(&self) -> Result<PathBuf> {
@@ -89,13 +92,25 @@ impl Lab {
         Ok(pki)
     }
 
-    fn new_control(&self, pki: &Path) -> Result<Control> {
+    fn new_controls(&self, pki: &Path) -> Result<Vec<Control>> {
         self.write_manifests()?;
-        let group = Cgroup::create(self.cgroup.path().join("control"))?;
-        Control::new(&self.control_host, pki, &self.manifests(), group)
+        let new = |replica: u16| {
+            let group = self.cgroup.path().join(format!("control-{replica}"));
+            let group = Cgroup::create(group)?;
+            let mut control =
+                Control::new(replica, &self.control_host, pki, &self.manifests(), group)?;
+            control.daemon.add_arguments(&self.plan.control_options);
+            Ok(control)
+        };
+        (0..self.plan.replicas).map(new).collect()
     }
 
-    fn start_agents(&mut self, control: Control, pki: PathBuf, tokens: &[String]) -> Result<()> {
+    fn start_agents(
+        &mut self,
+        mut controls: Vec<Control>,
+        pki: PathBuf,
+        tokens: &[String],
+    ) -> Result<()> {
         let resolvers: Vec<IpAddr> = self
             .plan
             .resolvers
@@ -114,7 +129,7 @@ impl Lab {
             };
             let group = Cgroup::create(self.cgroup.path().join(format!("agent-{}", host.name())))?;
             let root = pki.join("root.pem");
-            agents.push(Agent::new(place, &control, token, &root, group)?);
+            agents.push(Agent::new(place, &controls, token, &root, group)?);
         }
         let part = self.plan.part;
         let here = move |node: usize| part.is_none_or(|part| part == node);
@@ -128,8 +143,11 @@ impl Lab {
                 .collect();
             starts.into_iter().map(join).collect()
         });
+        let more = controls.split_off(1);
+        let control = controls.pop().context("no replica of control")?;
         self.mesh = Some(Mesh {
             control,
+            more,
             agents,
             pki,
         });

@@ -46,7 +46,7 @@ pub(crate) struct Place<'a> {
 impl Agent {
     pub(crate) fn new(
         place: Place<'_>,
-        control: &Control,
+        control: &[Control],
         join_token: &str,
         trust_bundle: &Path,
         cgroup: Cgroup,
@@ -60,7 +60,6 @@ impl Agent {
         for (option, value) in [
             ("--node", host.name().to_owned()),
             ("--instance", place.instance.clone()),
-            ("--control", control.url()),
             ("--trust-bundle", trust_bundle.display().to_string()),
             ("--join-token-file", token.display().to_string()),
             (
@@ -72,6 +71,9 @@ impl Agent {
             ("--metrics-listen", metrics.to_string()),
         ] {
             arguments.extend([option.to_owned(), value]);
+        }
+        for replica in control {
+            arguments.extend(["--control".to_owned(), replica.url()]);
         }
         for resolver in place.resolvers {
             arguments.extend(["--resolver".to_owned(), resolver.to_string()]);

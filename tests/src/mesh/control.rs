@@ -1,7 +1,7 @@
 //! The control component.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,8 +13,8 @@ use crate::cgroup::Cgroup;
 use crate::node::Host;
 use crate::{pod, programs, wait};
 
-/// Its port.
-pub(super) const PORT: u16 = 15012;
+/// Port of its first replica; the others have those after it.
+const PORT: u16 = 15012;
 
 /// A running `mesh-control`.
 #[derive(Debug)]
@@ -24,38 +24,53 @@ pub struct Control {
     /// The manifests it watches.
     pub manifests: PathBuf,
     state: PathBuf,
-    address: Ipv4Addr,
+    tokens: PathBuf,
+    address: SocketAddr,
 }
 
 impl Control {
-    pub(crate) fn new(host: &Host, pki: &Path, manifests: &Path, cgroup: Cgroup) -> Result<Self> {
-        let state = host.folder.join("state");
+    /// The replica of this number, from 0.
+    pub(crate) fn new(
+        replica: u16,
+        host: &Host,
+        pki: &Path,
+        manifests: &Path,
+        cgroup: Cgroup,
+    ) -> Result<Self> {
+        let name = match replica {
+            0 => "mesh-control".to_owned(),
+            n => format!("mesh-control-{n}"),
+        };
+        let state = host.folder.join(format!("state-{replica}"));
+        let tokens = host.folder.join("tokens");
         fs::create_dir_all(&state)?;
-        let listen = SocketAddr::from((host.v4(), PORT));
+        let address = SocketAddr::from((host.v4(), PORT + replica));
         let file = |name: &str| pki.join(name).display().to_string();
         let mut arguments = vec!["run".to_owned()];
         for (option, value) in [
             ("--manifests", manifests.display().to_string()),
             ("--state-dir", state.display().to_string()),
+            ("--token-dir", tokens.display().to_string()),
             ("--trust-domain", TRUST_DOMAIN.to_owned()),
             ("--ca-cert", file("ca-cert.pem")),
             ("--ca-key", file("ca-key.pem")),
             ("--root", file("root.pem")),
-            ("--listen", listen.to_string()),
+            ("--listen", address.to_string()),
         ] {
             arguments.extend([option.to_owned(), value]);
         }
         Ok(Self {
             daemon: Daemon::new(
-                "mesh-control",
+                &name,
                 programs::mesh_binary("mesh-control")?,
                 arguments,
-                host.folder.join("mesh-control.log"),
+                host.folder.join(format!("{name}.log")),
                 cgroup,
             ),
             manifests: manifests.to_owned(),
             state,
-            address: host.v4(),
+            tokens,
+            address,
         })
     }
 
@@ -65,9 +80,10 @@ impl Control {
     /// If it ends, or does not listen in time; with the end of its log.
     pub fn start(&mut self, host: &Host) -> Result<()> {
         self.daemon.start(&host.netns)?;
+        let port = self.address.port();
         self.daemon
             .wait_until("mesh-control listening", wait::PATIENCE, || {
-                Ok(pod::listening_ports(&host.netns)?.contains(&PORT))
+                Ok(pod::listening_ports(&host.netns)?.contains(&port))
             })
     }
 
@@ -123,7 +139,13 @@ impl Control {
     /// Where agents find it.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("https://{}:{PORT}", self.address)
+        format!("https://{}", self.address)
+    }
+
+    /// The same, as agents report it.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// A new join token, single-use.
@@ -131,11 +153,23 @@ impl Control {
     /// # Errors
     /// With what `mesh-control token create` said.
     pub fn token(&self, node: &str) -> Result<String> {
+        self.new_token(node, &[])
+    }
+
+    /// A new token with which a client calls for a node, as often as it wants to.
+    ///
+    /// # Errors
+    /// As [`Self::token`].
+    pub fn reusable_token(&self, node: &str) -> Result<String> {
+        self.new_token(node, &["--reusable"])
+    }
+
+    fn new_token(&self, node: &str, more: &[&str]) -> Result<String> {
         let mut command = Command::new(self.daemon.program());
-        command.args(["token", "create", "--state-dir"]);
-        command.arg(&self.state).args(["--node", node]);
+        command.args(["token", "create", "--token-dir"]);
+        command.arg(&self.tokens).args(["--node", node]).args(more);
         Ok(run(&mut command)
-            .with_context(|| format!("creating a join token for {node}"))?
+            .with_context(|| format!("creating a token for {node}"))?
             .trim()
             .to_owned())
     }

@@ -51,6 +51,11 @@ impl Daemon {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Gives it more arguments from the next start on.
+    pub(crate) fn add_arguments(&mut self, arguments: &[String]) {
+        self.arguments.extend_from_slice(arguments);
+    }
+
     /// Runs another program from the next start on.
     pub(super) fn set_program(&mut self, program: PathBuf) {
         self.program = program;

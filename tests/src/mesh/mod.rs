@@ -23,8 +23,10 @@ pub const TRUST_DOMAIN: &str = "cluster.local";
 /// The running mesh of a lab.
 #[derive(Debug)]
 pub struct Mesh {
-    /// The control component.
+    /// The control component: its first replica.
     pub control: Control,
+    /// Its other replicas.
+    pub more: Vec<Control>,
     /// An agent on each node, in the order of the nodes.
     pub agents: Vec<Agent>,
     /// Where root and intermediate are: `root.pem`, `root.key`, `ca-cert.pem`, `ca-key.pem`.

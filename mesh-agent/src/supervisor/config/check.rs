@@ -33,21 +33,24 @@ pub(super) fn node(node: Option<&str>, faults: &mut Vec<ConfigFault>) -> Option<
     }
 }
 
-pub(super) fn control(control: Option<&str>, faults: &mut Vec<ConfigFault>) -> Option<Uri> {
-    let Some(text) = control else {
+pub(super) fn control(given: &[String], faults: &mut Vec<ConfigFault>) -> Vec<Uri> {
+    if given.is_empty() {
         let why = "where mesh-control listens, e.g. https://10.0.0.1:15012";
         faults.push(ConfigFault::Missing {
             option: "--control",
             why,
         });
-        return None;
-    };
-    let uri: Option<Uri> = text.parse().ok();
-    let uri = uri.filter(|u| u.scheme_str() == Some("https") && u.port_u16().is_some());
-    if uri.is_none() {
-        faults.push(fault("--control", text, "not https://HOST:PORT"));
     }
-    uri
+    let mut uris = Vec::new();
+    for text in given {
+        let uri: Option<Uri> = text.parse().ok();
+        let sound = |u: &Uri| u.scheme_str() == Some("https") && u.port_u16().is_some();
+        match uri.filter(sound) {
+            Some(uri) => uris.push(uri),
+            None => faults.push(fault("--control", text, "not https://HOST:PORT")),
+        }
+    }
+    uris
 }
 
 pub(super) fn bundle(

@@ -25,9 +25,11 @@ pub struct RunArgs {
     /// Name of this installation on this kernel: part of cgroup, pin and folder names
     #[arg(long, env = "NODEMESH_INSTANCE", default_value = "default")]
     pub instance: String,
-    /// Where mesh-control listens, e.g. https://10.0.0.1:15012
-    #[arg(long, env = "NODEMESH_CONTROL")]
-    pub control: Option<String>,
+    /// Where mesh-control listens, e.g. https://10.0.0.1:15012. Its replicas are given one by one, or
+    /// by a name that has all their addresses (in a cluster, a headless service's). One is in use;
+    /// when it fails another is. May be given several times; NODEMESH_CONTROL holds a list with commas
+    #[arg(long, env = "NODEMESH_CONTROL", value_delimiter = ',')]
+    pub control: Vec<String>,
     /// PEM file of the roots that control, nodes and workloads chain to: for the first contact with
     /// control, which says from then on what is trusted. It is kept in trust.pb in --state-dir
     #[arg(long, value_name = "FILE", env = "NODEMESH_TRUST_BUNDLE")]
@@ -98,8 +100,8 @@ pub struct Config {
     pub node: String,
     /// Instance name.
     pub instance: String,
-    /// `https://…` of the control component.
-    pub control: Uri,
+    /// `https://…` of the control component's replicas: one at least.
+    pub control: Vec<Uri>,
     /// The trust bundle's certificates: what holds until control says what does.
     pub trust_bundle: Vec<CertificateDer<'static>>,
     /// Join token, where one was given.
@@ -188,7 +190,7 @@ impl Config {
             let why = "use 1 to 32 lower-case letters, digits and '-'";
             faults.push(fault("--instance", &raw.instance, why));
         }
-        let control = check::control(raw.control.as_deref(), &mut faults);
+        let control = check::control(&raw.control, &mut faults);
         let trust_bundle = check::bundle(raw.trust_bundle.as_deref(), &mut faults);
         let uid_base = check::uid_base(&raw.uid_base, &mut faults);
         let metrics_listen = raw.metrics_listen.as_deref().and_then(|text| {
@@ -229,9 +231,7 @@ impl Config {
                 faults.push(fault(option, dir.display(), "must be an absolute path"));
             }
         }
-        let (Some(node), Some(control), Some(uid_base), true) =
-            (node, control, uid_base, faults.is_empty())
-        else {
+        let (Some(node), Some(uid_base), true) = (node, uid_base, faults.is_empty()) else {
             return Err(faults);
         };
         Ok(Self {
@@ -270,7 +270,7 @@ mod tests {
         let raw = RunArgs {
             node: Some("a node".to_owned()),
             instance: "Upper".to_owned(),
-            control: Some("http://10.0.0.1:15012".to_owned()),
+            control: vec!["http://10.0.0.1:15012".to_owned()],
             uid_base: "12".to_owned(),
             metrics_listen: Some("nowhere".to_owned()),
             log_format: "xml".to_owned(),

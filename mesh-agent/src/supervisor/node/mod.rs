@@ -241,7 +241,7 @@ impl Node {
             (key.clone(), handle)
         });
         *self.shared.pods() = handles.collect();
-        self.shared.news.notify_one();
+        self.shared.news.send_replace(());
     }
 }
 
