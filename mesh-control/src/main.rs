@@ -242,6 +242,7 @@ async fn serve(config: RunConfig, series: Series) -> anyhow::Result<()> {
     tokio::spawn(admin::serve(admin, answers));
     tokio::spawn(config.reloader.run());
     tokio::spawn(config.crls.run());
+    config.fetched.start();
     tokio::spawn(purge(config.tokens.clone()));
     let server = Server {
         authority: config.authority,

@@ -68,6 +68,10 @@ impl Series {
 
 fn describe() {
     describe_counter!(
+        "nodemesh_control_crl_fetch_failures_total",
+        "Revocation lists at URLs that could not be fetched or were not taken"
+    );
+    describe_counter!(
         "nodemesh_control_audit_total",
         "Lines of the audit log, by event, and refusals by their reason"
     );

@@ -1,6 +1,7 @@
 //! Options: raw from the command line, validated in one place, all mistakes reported at once.
 
 mod kubernetes;
+mod lists;
 mod signers;
 mod tokens;
 
@@ -21,6 +22,7 @@ use crate::tokens::TokenStore;
 use crate::trust;
 use crate::trust::crl::CrlFiles;
 pub use kubernetes::KubernetesOptions;
+pub use lists::Fetches;
 pub use signers::{Curve, SignerOptions};
 pub use tokens::{TokenConfig, TokenOptions};
 
@@ -56,13 +58,13 @@ pub struct RunOptions {
     /// replica has its own
     #[arg(long, value_name = "DIR")]
     pub state_dir: PathBuf,
-    /// SPIFFE trust domain, such as cluster.local
-    #[arg(long, value_name = "DOMAIN")]
     /// Folder of the nodes' tokens [default: tokens in --state-dir]. Replicas that share it, on one
     /// file system, let a join token in once between them; a replica with a folder of its own knows
     /// only the tokens that were made there
     #[arg(long, value_name = "DIR")]
     pub token_dir: Option<PathBuf>,
+    /// SPIFFE trust domain, such as cluster.local
+    #[arg(long, value_name = "DOMAIN")]
     pub trust_domain: String,
     /// PEM chain of the signing intermediate: it first, then what leads to the root
     #[arg(long, value_name = "FILE")]
@@ -101,9 +103,17 @@ pub struct RunOptions {
     #[arg(long, value_name = "IP")]
     pub resolver: Vec<IpAddr>,
     /// Certificate revocation list (PEM or DER) of a root or an intermediate of the mesh: what it
-    /// lists is refused on every node. Changes of the file are followed. May be given several times
+    /// lists is refused on every node. Changes of a file are followed; what is at an http:// or
+    /// https:// URL is fetched again and again, and kept in --state-dir. May be given several times
+    #[arg(long, value_name = "FILE|URL")]
+    pub crl: Vec<String>,
+    /// How often lists at URLs are fetched, besides when their nextUpdate has come: a number with s,
+    /// m, h or d
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    pub crl_refresh: String,
+    /// PEM of the roots that servers of https:// lists chain to
     #[arg(long, value_name = "FILE")]
-    pub crl: Vec<PathBuf>,
+    pub crl_server_root: Option<PathBuf>,
     /// How the log is written
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -148,6 +158,8 @@ pub struct RunConfig {
     pub trust: trust::Sources,
     /// Follows the CRLs.
     pub crls: CrlFiles,
+    /// Fetches those that are elsewhere.
+    pub fetched: Fetches,
 }
 
 impl RunConfig {
@@ -213,10 +225,8 @@ impl RunConfig {
             .ok();
         let authority = authority.map(|(authority, sources)| (Arc::new(authority), sources));
         let crls = authority.as_ref().and_then(|(authority, _)| {
-            let authority = authority.clone();
-            CrlFiles::start(&options.crl, move || authority.authorities(), now_s)
-                .map_err(|e| note("--crl", &e))
-                .ok()
+            let started = lists::start(options, authority, now_s);
+            started.map_err(|e| note("--crl", &e)).ok()
         });
         let signer = authority.zip(published).zip(overlap_s).zip(crls);
         match (
@@ -227,7 +237,7 @@ impl RunConfig {
             source,
         ) {
             (Some(_), Some(listen), Some(tokens), Some(signer), Some(source)) => {
-                let ((((authority, sources), published), overlap_s), crls) = signer;
+                let ((((authority, sources), published), overlap_s), (crls, fetched)) = signer;
                 let audit = Arc::new(Audit::default());
                 Ok(Self {
                     trust: trust::Sources {
@@ -236,6 +246,7 @@ impl RunConfig {
                         listed: crls.listed(),
                     },
                     crls,
+                    fetched,
                     listen,
                     reloader: Reloader::new(
                         authority.clone(),

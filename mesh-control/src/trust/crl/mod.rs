@@ -1,9 +1,11 @@
 //! The enterprise's certificate revocation lists (RFC 5280 §5): taken from files, each checked
-//! against the CA that it names, followed.
+//! against the CA that it names, followed. What is at a URL is fetched into a file.
 //!
 //! A list that can't be read or is not signed by a CA of this mesh is refused, and what was taken from
 //! its file before stays. So is one that is older than the one taken before. One that is past its
 //! `nextUpdate` is still good for what it lists, and told.
+
+pub mod fetch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
