@@ -43,6 +43,8 @@ pub mod tool;
 pub mod traffic;
 pub mod wait;
 pub mod wire;
+pub mod zds;
+pub mod ztunnel;
 
 pub use app::{App, PodCommand, Ran};
 pub use bpf::map_bytes;

@@ -23,6 +23,12 @@ pub(crate) struct TestArgs {
     filter: Option<String>,
 }
 
+/// Tests that run where a variable names what they need.
+const GIVEN: [(&str, &str); 2] = [
+    ("KUBEBUILDER_ASSETS", "real_cluster"),
+    ("ZTUNNEL_BIN", "interop"),
+];
+
 /// What did not run, and why.
 type Skipped = BTreeMap<String, String>;
 
@@ -153,16 +159,19 @@ fn tests(workspace: &Path, args: &TestArgs, skipped: &mut Skipped) -> Result<()>
     }
     command.args(&args.filter);
     exec::run(&mut command)?;
-    let assets = std::env::var_os("KUBEBUILDER_ASSETS").is_some();
-    if assets && args.filter.is_none() {
+    let given = GIVEN
+        .iter()
+        .filter(|(variable, _)| args.filter.is_none() && std::env::var_os(variable).is_some());
+    let given: Vec<&str> = given.map(|(_, binary)| *binary).collect();
+    for binary in &given {
         let mut command = Command::new(setup::cargo_tool(workspace, "cargo-nextest")?);
         command.current_dir(workspace);
         command.args(["nextest", "run", "--cargo-profile", "release"]);
-        command.args(["--run-ignored", "only", "-E", "binary(real_cluster)"]);
-        exec::run(&mut command)?;
+        command.args(["--run-ignored", "only", "-E"]);
+        exec::run(command.arg(format!("binary({binary})")))?;
     }
     for name in ignored(workspace)? {
-        if assets && name.contains("real_cluster") {
+        if given.iter().any(|binary| name.contains(binary)) {
             continue;
         }
         let why = "marked #[ignore]; its reason stands there".to_owned();

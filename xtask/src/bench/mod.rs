@@ -24,7 +24,6 @@ mod svg;
 mod system;
 mod versions;
 mod ways;
-mod zds;
 mod ztunnel;
 
 use std::env;

@@ -11,10 +11,10 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use clap::Args;
 use mesh_lab::forger::Forger;
+use mesh_lab::zds::{self, Agent};
 use mesh_lab::{App, Lab, Pod, call, wait};
 
 use super::system;
-use super::zds::{self, Agent};
 use crate::exec;
 
 /// Namespace of the pods that belong to it.

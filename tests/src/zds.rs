@@ -8,11 +8,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use mesh_lab::Pod;
 use nix::sys::socket::{
     self, AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sockopt,
 };
 use nix::sys::time::TimeVal;
+
+use crate::pod::Pod;
 
 /// How long a ztunnel may take to connect, and for each answer.
 const PATIENCE_S: u32 = 20;
@@ -26,10 +27,15 @@ const SNAPSHOT_SENT: u8 = 3;
 const ACK: [u8; 2] = [1 << 3 | 2, 0];
 
 /// Where one ztunnel will connect.
-pub(crate) struct Agent(UnixListener);
+#[derive(Debug)]
+pub struct Agent(UnixListener);
 
 impl Agent {
-    pub(crate) fn listen(path: &Path) -> Result<Self> {
+    /// Listens there.
+    ///
+    /// # Errors
+    /// If it can't.
+    pub fn listen(path: &Path) -> Result<Self> {
         let listen = || {
             let listener = socket::socket(
                 AddressFamily::Unix,
@@ -50,7 +56,10 @@ impl Agent {
 
     /// Waits for the ztunnel, and hands it these pods as all that it has. It keeps them for as
     /// long as what is returned stays open.
-    pub(crate) fn hand_over(&self, pods: &[&Pod]) -> Result<UnixStream> {
+    ///
+    /// # Errors
+    /// If it does not connect, or does not take them.
+    pub fn hand_over(&self, pods: &[&Pod]) -> Result<UnixStream> {
         let (mut stream, _) = self.0.accept().context("waiting for ztunnel to connect")?;
         stream.set_read_timeout(Some(Duration::from_secs(PATIENCE_S.into())))?;
         let mut hello = [0; 64];
@@ -67,7 +76,10 @@ impl Agent {
 }
 
 /// Sends a pod's name and its network namespace, and waits until the ztunnel has it.
-pub(crate) fn add(stream: &mut UnixStream, pod: &Pod) -> Result<()> {
+///
+/// # Errors
+/// With what it answered, if it does not take it.
+pub fn add(stream: &mut UnixStream, pod: &Pod) -> Result<()> {
     let workload = [
         field(1, pod.name().as_bytes()),
         field(2, pod.namespace().as_bytes()),
@@ -87,7 +99,10 @@ pub(crate) fn add(stream: &mut UnixStream, pod: &Pod) -> Result<()> {
 }
 
 /// Takes a pod from the ztunnel.
-pub(crate) fn remove(stream: &mut UnixStream, pod: &Pod) -> Result<()> {
+///
+/// # Errors
+/// With what it answered, if it does not let go of it.
+pub fn remove(stream: &mut UnixStream, pod: &Pod) -> Result<()> {
     let uid = field(2, pod.key().as_bytes());
     stream.write_all(&field(DEL, &uid))?;
     acknowledged(stream)
