@@ -76,7 +76,7 @@ Exit status: 0 nothing is bad, 1 something is, 2 the cluster can't be asked, 64 
     Check(check::CheckArgs),
     /// Save all that the mesh has been told: its objects, and which namespaces are enrolled
     #[command(after_help = "\
-Of a cluster these are the objects of the mesh's own kinds and the enrolment labels of namespaces;
+Of a cluster these are the objects of the mesh's own kinds and the mesh's labels of namespaces;
 of a folder, its manifests as they are. Keys, certificates and tokens are not in it. The hash that it
 prints is in the file as well: `restore` refuses a file that was altered.
 

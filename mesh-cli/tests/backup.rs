@@ -50,7 +50,7 @@ fn mesh() -> Vec<Value> {
     };
     vec![
         json!({"kind": "Namespace", "metadata": {"name": "shop",
-            "labels": {"nodemesh.dev/enroll": "true", "other": "label"}}}),
+            "labels": {"nodemesh.dev/enroll": "true", "nodemesh.dev/tunnel-port": "original", "other": "label"}}}),
         json!({"kind": "Namespace", "metadata": {"name": "legacy"}}),
         policy("denies", "Deny"),
         policy("allows", "Allow"),
@@ -110,9 +110,10 @@ fn a_cluster_comes_back_as_it_was() {
     for line in [
         "create: AuthorizationPolicy shop/allows",
         "change: AuthorizationPolicy shop/denies",
-        "change: enrolment of namespace shop: true",
+        "change: label of namespace shop: nodemesh.dev/enroll=true",
+        "change: label of namespace shop: nodemesh.dev/tunnel-port=original",
         "delete: AuthorizationPolicy shop/extra",
-        "note: namespace late is enrolled now and was not: left as it is",
+        "note: namespace late has the label nodemesh.dev/enroll=true now and had not: left as it is",
     ] {
         assert!(planned.contains(line), "{planned}");
     }
@@ -141,6 +142,7 @@ fn a_cluster_comes_back_as_it_was() {
     );
     let labels = &lost.api.get("Namespace", "", "shop")["metadata"]["labels"];
     assert_eq!(labels["nodemesh.dev/enroll"], "true");
+    assert_eq!(labels["nodemesh.dev/tunnel-port"], "original");
     assert_eq!(
         lost.api.get("Revocation", "nodemesh-system", "stolen")["metadata"]["labels"]["team"],
         "a"
@@ -153,7 +155,7 @@ fn a_cluster_comes_back_as_it_was() {
     );
     let writes = lost.api.writes("AuthorizationPolicy");
     let said = done(&on(&lost, "restore mesh.json --prune"));
-    assert!(said.contains("\n7 as in the backup already"), "{said}");
+    assert!(said.contains("\n8 as in the backup already"), "{said}");
     assert_eq!(lost.api.writes("AuthorizationPolicy"), writes);
 }
 

@@ -134,6 +134,13 @@ const TABLE: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "kind: Pod\nmetadata:\n  name: p\n  labels:\n    nodemesh.dev/tunnel-port: http\n    nodemesh.dev/enroll: maybe\n",
+        &[
+            "a.yaml:5: metadata.labels[\"nodemesh.dev/tunnel-port\"]: \"http\" is none of \"original\", \"hbone\"",
+            "a.yaml:6: metadata.labels[\"nodemesh.dev/enroll\"]: \"maybe\" is none of \"true\", \"enforce\", \"audit\", \"false\"",
+        ],
+    ),
+    (
         "---\nkind: Pod\nmetadata: {name: p}\nspec: [1\n---\nkind: Pod\nmetadata: {name: Q}\n",
         &[
             "a.yaml:5: spec: did not find expected ',' or ']', while parsing a flow sequence at line 4 column 7",

@@ -10,7 +10,7 @@ use std::fs;
 use std::time::Duration;
 
 use mesh_control::sources::manifests::{Loaded, ManifestFault, load};
-use mesh_core::model::{Enrolment, Locality};
+use mesh_core::model::{Enrolment, Locality, TunnelPort};
 use mesh_core::policy::{
     Action, AuthenticationMode, AuthenticationPolicy, AuthorizationPolicy, Direction, PeerTerm,
     PortTerm, Protocol, Rule, Target,
@@ -755,5 +755,38 @@ fn a_namespace_says_how_far_its_pods_are_in_the_mesh() {
         let mesh = loaded(&text).0.unwrap().mesh;
         let pod = mesh.workload("Kubernetes//v1/Pod/n/p").unwrap();
         assert_eq!(pod.enrolment, expected, "{value}");
+    }
+}
+
+#[test]
+fn labels_of_a_pod_overrule_those_of_its_namespace() {
+    let enroll = "nodemesh.dev/enroll";
+    let port = "nodemesh.dev/tunnel-port";
+    let (hbone, original) = (TunnelPort::Hbone, TunnelPort::Original);
+    for (namespace, pod, expected) in [
+        ("{}", "{}", (Enrolment::None, hbone)),
+        (
+            &*format!("{{{enroll}: enforce, {port}: original}}"),
+            "{}",
+            (Enrolment::Enforce, original),
+        ),
+        (
+            &format!("{{{enroll}: enforce, {port}: original}}"),
+            &format!("{{{enroll}: 'false', {port}: hbone}}"),
+            (Enrolment::None, hbone),
+        ),
+        (
+            "{}",
+            &format!("{{{enroll}: audit, {port}: original}}"),
+            (Enrolment::Audit, original),
+        ),
+    ] {
+        let text = format!(
+            "kind: Namespace\nmetadata: {{name: n, labels: {namespace}}}\n---\nkind: Pod\nmetadata: {{name: p, namespace: n, labels: {pod}}}\nspec: {{nodeName: node-a}}\n"
+        );
+        let mesh = loaded(&text).0.unwrap().mesh;
+        let found = mesh.workload("Kubernetes//v1/Pod/n/p").unwrap();
+        let found = (found.enrolment, found.tunnel_port);
+        assert_eq!(found, expected, "{namespace} {pod}");
     }
 }

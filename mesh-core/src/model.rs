@@ -30,6 +30,17 @@ pub enum Enrolment {
     Enforce,
 }
 
+/// The port of a pod that tunnels to it go to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TunnelPort {
+    /// 15008, whatever the port of the app.
+    #[default]
+    Hbone,
+    /// The port of the app that is called, so that a network's rules by port mean what they meant
+    /// without the mesh.
+    Original,
+}
+
 /// Whether an endpoint takes connections, as its own node found out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Health {
@@ -64,6 +75,8 @@ pub struct Workload {
     pub addresses: Vec<IpAddr>,
     /// How far it is in the mesh.
     pub enrolment: Enrolment,
+    /// Where tunnels to it go.
+    pub tunnel_port: TunnelPort,
     /// Its labels, as the orchestrator has them.
     pub labels: Labels,
     /// What its node's health checks say.
@@ -88,6 +101,7 @@ impl Workload {
             node: String::new(),
             addresses: Vec::new(),
             enrolment: Enrolment::None,
+            tunnel_port: TunnelPort::Hbone,
             labels: Labels::new(),
             health: Health::Healthy,
             locality: Locality::default(),

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use mesh_api::convert::address_to_bytes;
 use mesh_api::convert::policy::traffic_to_wire;
 use mesh_api::worker::{Destination, Endpoint, SourceInfo};
-use mesh_core::model::{self, Health, Resolution, ServiceKey, Workload};
+use mesh_core::model::{self, Health, Resolution, ServiceKey, TunnelPort, Workload};
 use prost::Message;
 
 use super::discovery::View;
@@ -59,6 +59,7 @@ impl View {
             services: services_of(workload),
             unhealthy: workload.health == Health::Unhealthy,
             distance: self.distance(workload),
+            original_port: workload.tunnel_port == TunnelPort::Original,
         }
     }
 
@@ -93,6 +94,7 @@ impl View {
                 identity: workload.identity.to_string(),
                 labels: workload.labels.clone(),
                 services: services_of(workload),
+                hbone: workload.enrolled(),
                 ..unknown
             }),
         }

@@ -15,7 +15,8 @@ use super::chunk::Chunk;
 use super::context::Context;
 use super::destination::Endpoint;
 use super::fault::Fault;
-use super::pool::{Lease, Pool};
+use super::metrics::Count;
+use super::pool::{Lease, Pool, Port};
 use super::tunnel::fault_of_h2;
 
 /// How long a CONNECT may go unanswered before its tunnel is asked whether it is alive.
@@ -42,11 +43,29 @@ pub(crate) async fn open_stream(
     client: SocketAddr,
     waits_for: &Cell<Reason>,
 ) -> Result<OpenStream, Fault> {
-    let outcome = match try_stream(context, pool, endpoint, client, waits_for).await {
-        Err(Failure::OfTunnel(_)) => try_stream(context, pool, endpoint, client, waits_for).await,
+    let port = match endpoint.original_port {
+        true => Port::Original,
+        false => Port::Hbone,
+    };
+    let attempt = |port| try_stream(context, pool, endpoint, port, client, waits_for);
+    let outcome = match attempt(port).await {
+        Err(Failure::OfTunnel(_)) => match attempt(port).await {
+            // A worker of a version that knows no tunnels there, or does not know yet whose this is.
+            // What can't be reached there is not tried elsewhere: the network may forbid it.
+            Err(Failure::OfTunnel(fault)) if port == Port::Original && is_shaken(fault.reason) => {
+                context.metrics.add(Count::OriginalPortRefused, 1);
+                attempt(Port::Hbone).await
+            }
+            second => second,
+        },
         first => first,
     };
     outcome.map_err(|(Failure::OfTunnel(fault) | Failure::OfStream(fault))| fault)
+}
+
+/// Whether a peer was reached that does not take what was said for a tunnel.
+fn is_shaken(reason: Reason) -> bool {
+    matches!(reason, Reason::TunnelTls | Reason::TunnelProtocol)
 }
 
 enum Failure {
@@ -59,6 +78,7 @@ async fn try_stream(
     context: &Context,
     pool: &Rc<Pool>,
     endpoint: &Rc<Endpoint>,
+    port: Port,
     client: SocketAddr,
     waits_for: &Cell<Reason>,
 ) -> Result<OpenStream, Failure> {
@@ -68,7 +88,7 @@ async fn try_stream(
     };
     waits_for.set(Reason::TunnelConnect);
     let lease = pool
-        .lease(endpoint)
+        .lease(endpoint, port)
         .await
         .map_err(|fault| match fault.reason {
             // A worker that dies cuts its handshakes short, and the next one takes over at once.

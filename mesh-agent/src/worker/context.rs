@@ -230,8 +230,13 @@ impl Context {
 
     /// A socket to dial another place with, from the pod's address.
     pub(crate) fn dialler(&self, to: SocketAddr) -> std::io::Result<Socket> {
-        let source = self.pod.address_like(to.ip());
-        socket::dialler(source.unwrap_or_else(|| socket::unspecified_like(to.ip())))
+        socket::dialler(self.source_like(to.ip()))
+    }
+
+    /// The pod's address of the family of `to`, to dial from.
+    pub(crate) fn source_like(&self, to: IpAddr) -> IpAddr {
+        let own = self.pod.address_like(to);
+        own.unwrap_or_else(|| socket::unspecified_like(to))
     }
 
     /// Dials the pod's own app for `client`, whose address the app will see.

@@ -30,6 +30,8 @@ pub(crate) struct Endpoint {
     pub(crate) unhealthy: bool,
     /// 0: the same node, 1: the same zone, 2: the same region, 3: elsewhere or not known.
     pub(crate) distance: u8,
+    /// Tunnels to it go to the port of the address, not to 15008.
+    pub(crate) original_port: bool,
 }
 
 /// What discovery says of a destination.
@@ -83,6 +85,7 @@ fn parse_endpoint(message: &EndpointMessage) -> Option<Endpoint> {
         services: message.services.iter().map(|s| s.as_str().into()).collect(),
         unhealthy: message.unhealthy,
         distance: u8::try_from(message.distance).unwrap_or(u8::MAX),
+        original_port: message.original_port,
     })
 }
 

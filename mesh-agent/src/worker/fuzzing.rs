@@ -89,7 +89,7 @@ pub fn hbone_request(method: &[u8], target: &[u8], forwarded: &[&[u8]]) {
             request.headers_mut().append(FORWARDED, value);
         }
     }
-    if let Ok(to) = inbound::target(&context, &request) {
+    if let Ok(to) = inbound::target(&context, &request, None) {
         assert!(context.pod.has(to.ip()), "{to} is not the pod's");
         assert!(to.port() != 0 && !RESERVED_PORTS.contains(&to.port()));
         assert_eq!(request.method(), Method::CONNECT);

@@ -45,8 +45,14 @@ const MOST_DISCARDED: usize = 64 * 1024;
 
 type Tunnel = Connection<TlsStream<ReadAhead>, Chunk>;
 
-/// Serves one connection on the HBONE port from accept to its end.
-pub(crate) async fn serve(context: Rc<Context>, stream: TcpStream, peer: SocketAddr) {
+/// Serves one connection from accept to its end: on the HBONE port, or a tunnel on the port of an
+/// app, which then is the only one that its streams lead to.
+pub(crate) async fn serve(
+    context: Rc<Context>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    only_port: Option<u16>,
+) {
     let peer = socket::canonical(peer);
     let local = stream.local_addr().map(socket::canonical);
     let local = local.map_or_else(|_| String::new(), |local| local.to_string());
@@ -78,6 +84,7 @@ pub(crate) async fn serve(context: Rc<Context>, stream: TcpStream, peer: SocketA
                 address: peer,
                 identity,
                 source,
+                only_port,
             };
             drive(context, tunnel, caller, standing).await;
         }
@@ -96,6 +103,8 @@ struct Caller {
     /// What it has proven.
     identity: Rc<Identity>,
     source: Rc<Source>,
+    /// The port that the tunnel came to, where it is an app's.
+    only_port: Option<u16>,
 }
 
 fn admit(context: &Context) -> Result<Place, Fault> {
@@ -297,7 +306,7 @@ async fn open(
     respond: &mut SendResponse<Chunk>,
     caller: &Caller,
 ) -> Result<Option<(TcpStream, Flow)>, (StatusCode, Fault)> {
-    let to = target(context, request)?;
+    let to = target(context, request, caller.only_port)?;
     let client = client(request.headers(), caller.address);
     let (identity, source) = (caller.identity.clone(), caller.source.clone());
     let mut flow = Flow::inbound(context, client, to, Some(identity), Some(source));
@@ -333,6 +342,7 @@ fn status_of(fault: &Fault) -> StatusCode {
 pub(super) fn target<B>(
     context: &Context,
     request: &Request<B>,
+    only_port: Option<u16>,
 ) -> Result<SocketAddr, (StatusCode, Fault)> {
     let bad = |reason, detail: String| (StatusCode::BAD_REQUEST, Fault::new(reason, detail));
     if request.method() != Method::CONNECT {
@@ -355,6 +365,10 @@ pub(super) fn target<B>(
     if to.port() == 0 || RESERVED_PORTS.contains(&to.port()) {
         let fault = Fault::new(Reason::AuthorityReservedPort, to);
         return Err((StatusCode::SERVICE_UNAVAILABLE, fault));
+    }
+    if let Some(port) = only_port.filter(|port| *port != to.port()) {
+        let detail = format!("{to}, in a tunnel to port {port}");
+        return Err(bad(Reason::AuthorityOtherPort, detail));
     }
     Ok(to)
 }

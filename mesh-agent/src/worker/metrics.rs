@@ -70,6 +70,8 @@ counts! {
     RefusalsSuppressed = "nodemesh_refusal_messages_suppressed_total", "";
     /// Endpoints that discovery gave and that make no sense.
     BadEndpoints = "nodemesh_bad_endpoints_total", "";
+    /// Peers that took no tunnel on the port of their app, and were called on 15008 then.
+    OriginalPortRefused = "nodemesh_original_port_refused_total", "";
     /// Endpoints left alone for a while after failures in a row.
     OutlierEjections = "nodemesh_outlier_ejections_total", "";
     /// Connections of the app to places outside the mesh, in plain.

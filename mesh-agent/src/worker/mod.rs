@@ -25,6 +25,7 @@ mod key;
 mod listeners;
 mod memory;
 mod metrics;
+mod original_port;
 mod outbound;
 mod outbox;
 mod peer_settings;
@@ -339,14 +340,14 @@ impl Worker {
                 FdKind::PlaintextV4 | FdKind::PlaintextV6 => {
                     let serve = {
                         let context = context.clone();
-                        move |stream, peer| plaintext::serve(context.clone(), stream, peer)
+                        move |stream, peer| original_port::serve(context.clone(), stream, peer)
                     };
                     spawn_local(listeners.accept(context, kind, serve));
                 }
                 _ => {
                     let serve = {
                         let context = context.clone();
-                        move |stream, peer| inbound::serve(context.clone(), stream, peer)
+                        move |stream, peer| inbound::serve(context.clone(), stream, peer, None)
                     };
                     spawn_local(listeners.accept(context, kind, serve));
                 }

@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 
 use h2::SendStream;
@@ -32,7 +32,16 @@ const MAX_CONNECTING: usize = 8;
 struct Key {
     workload_uid: Rc<str>,
     identity: Identity,
-    address: IpAddr,
+    /// Where its worker is called: on 15008, or on the port of the app.
+    to: SocketAddr,
+}
+
+/// Which port of a workload its worker is called at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Port {
+    Hbone,
+    /// The app's.
+    Original,
 }
 
 /// All tunnels to others.
@@ -110,8 +119,12 @@ impl Pool {
     }
 
     /// A place for a stream to this workload, in a new tunnel where there is none.
-    pub(crate) async fn lease(self: &Rc<Self>, endpoint: &Rc<Endpoint>) -> Result<Lease, Fault> {
-        let site = self.site(endpoint);
+    pub(crate) async fn lease(
+        self: &Rc<Self>,
+        endpoint: &Rc<Endpoint>,
+        port: Port,
+    ) -> Result<Lease, Fault> {
+        let site = self.site(endpoint, port);
         let leased = {
             if let Some(lease) = site.try_lease() {
                 return Ok(lease);
@@ -151,11 +164,14 @@ impl Pool {
         Ok(self.places.take())
     }
 
-    fn site(self: &Rc<Self>, endpoint: &Rc<Endpoint>) -> Rc<Site> {
+    fn site(self: &Rc<Self>, endpoint: &Rc<Endpoint>, port: Port) -> Rc<Site> {
         let key = Key {
             workload_uid: endpoint.workload_uid.clone(),
             identity: endpoint.identity.clone(),
-            address: endpoint.address.ip(),
+            to: match port {
+                Port::Hbone => SocketAddr::new(endpoint.address.ip(), PORT_HBONE),
+                Port::Original => endpoint.address,
+            },
         };
         let mut sites = self.sites.borrow_mut();
         let site = sites.entry(key).or_insert_with_key(|key| {
@@ -284,7 +300,8 @@ impl Attempt {
     async fn connect(&self, context: &Rc<Context>) -> Result<(), Fault> {
         let pool = self.site.pool.upgrade();
         let place = pool.ok_or_else(|| gone("the worker ends"))?.place()?;
-        let (tunnel, driver, ready) = Tunnel::connect(context, &self.site.endpoint).await?;
+        let (endpoint, to) = (&self.site.endpoint, self.site.key.to);
+        let (tunnel, driver, ready) = Tunnel::connect(context, endpoint, to).await?;
         let (ended, has_ended) = oneshot::channel();
         let held = (tunnel.clone(), place);
         tokio::task::spawn_local(drive(driver, held, self.site.clone(), ended));
@@ -306,11 +323,9 @@ impl Attempt {
         if !tunnel.is_usable() {
             return Err(gone("the peer closed the tunnel at once"));
         }
-        let endpoint = &self.site.endpoint;
-        let address = SocketAddr::new(endpoint.address.ip(), PORT_HBONE);
         let parameters = tunnel.parameters().to_owned();
         let reports = &context.reports;
-        reports.tunnel_opened(Direction::Outbound, &endpoint.identity, address, parameters);
+        reports.tunnel_opened(Direction::Outbound, &endpoint.identity, to, parameters);
         self.site.streams_per_tunnel.set(tunnel.limit());
         self.site.tunnels.borrow_mut().push(tunnel);
         Ok(())

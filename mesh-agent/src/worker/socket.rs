@@ -188,14 +188,19 @@ pub(crate) fn shutdown_write(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).shutdown(std::net::Shutdown::Write)
 }
 
+/// A non-blocking TCP socket for dials from, or to, addresses of that family.
+pub(crate) fn new(like: IpAddr) -> io::Result<Socket> {
+    Socket::new(
+        Domain::for_address(SocketAddr::new(like, 0)),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )
+}
+
 /// A non-blocking socket bound to `source` without taking a port, so that ports are only
 /// bounded per destination (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2).
 pub(crate) fn dialler(source: IpAddr) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(SocketAddr::new(source, 0)),
-        Type::STREAM.nonblocking(),
-        Some(Protocol::TCP),
-    )?;
+    let socket = new(source)?;
     set_option(
         socket.as_fd(),
         libc::SOL_IP,

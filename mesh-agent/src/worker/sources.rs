@@ -33,6 +33,8 @@ pub(crate) struct Attributes {
     pub(crate) identity: Identity,
     pub(crate) labels: Labels,
     pub(crate) services: Vec<ServiceKey>,
+    /// Whether it is a member of the mesh.
+    pub(crate) hbone: bool,
 }
 
 impl Attributes {
@@ -44,6 +46,7 @@ impl Attributes {
             identity: info.identity.parse().ok()?,
             labels: info.labels.clone(),
             services: services.collect(),
+            hbone: info.hbone,
         }))
     }
 }

@@ -25,9 +25,9 @@ use super::discovery::Endpoint;
 use super::fault::{Direction, Fault};
 use super::metrics::{Count, OpenGuard};
 use super::peer_settings::{Observed, PeerSettings};
-use super::proofs;
 use super::standing::Standing;
 use super::tls::{self, ReadAhead};
+use super::{original_port, proofs};
 
 /// Receive window of one stream, in bytes. Every stream has its own room in the connection's
 /// window, so one that is not read holds up no other.
@@ -80,18 +80,21 @@ pub(crate) struct Driver {
 }
 
 impl Tunnel {
-    /// Connects to the worker of `endpoint` and does the handshakes. The tunnel is usable once
-    /// the driver, which must be run, sends on the receiver.
+    /// Connects to the worker of `endpoint`, at `to`, and does the handshakes. The tunnel is usable
+    /// once the driver, which must be run, sends on the receiver.
     pub(crate) async fn connect(
         context: &Rc<Context>,
         endpoint: &Endpoint,
+        to: SocketAddr,
     ) -> Result<(Rc<Self>, Driver, oneshot::Receiver<()>), Fault> {
-        let to = SocketAddr::new(endpoint.address.ip(), PORT_HBONE);
         let credentials = context.valid_credentials()?;
         let config = credentials
             .client(&endpoint.identity)
             .map_err(|e| Fault::new(Reason::TunnelTls, e))?;
-        let stream = context.dial(to).await;
+        let stream = match to.port() {
+            PORT_HBONE => context.dial(to).await,
+            _ => original_port::dial(context, to).await,
+        };
         let stream = stream.map_err(|e| Fault::new(Reason::TunnelConnect, format!("{to}: {e}")))?;
         let name = ServerName::IpAddress(to.ip().into());
         let handshake = TlsConnector::from(config).connect(name, ReadAhead::new(stream));

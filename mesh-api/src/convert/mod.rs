@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use mesh_core::identity::{Identity, IdentityError, TrustDomain};
-use mesh_core::model::{Enrolment, Health, Locality, Service, ServiceKey, Workload};
+use mesh_core::model::{Enrolment, Health, Locality, Service, ServiceKey, TunnelPort, Workload};
 
 use crate::workload as wire;
 
@@ -135,6 +135,8 @@ pub fn workload_from_wire(
         .map_err(|e| unknown("tunnel_protocol", e))?;
     let enrolment =
         wire::Enrolment::try_from(workload.enrolment).map_err(|e| unknown("enrolment", e))?;
+    let tunnel_port =
+        wire::TunnelPort::try_from(workload.tunnel_port).map_err(|e| unknown("tunnel_port", e))?;
     let locality = workload.locality.as_ref();
     Ok(Workload {
         uid: uid.into(),
@@ -150,6 +152,10 @@ pub fn workload_from_wire(
             (wire::TunnelProtocol::None, _) => Enrolment::None,
             (wire::TunnelProtocol::Hbone, wire::Enrolment::Audit) => Enrolment::Audit,
             (wire::TunnelProtocol::Hbone, _) => Enrolment::Enforce,
+        },
+        tunnel_port: match tunnel_port {
+            wire::TunnelPort::HbonePort => TunnelPort::Hbone,
+            wire::TunnelPort::OriginalPort => TunnelPort::Original,
         },
         labels: workload.labels.clone(),
         health: match status {
@@ -251,6 +257,11 @@ pub fn workload_to_wire(workload: &Workload, cluster_id: &str) -> wire::Workload
             Enrolment::None => wire::Enrolment::Unspecified,
             Enrolment::Audit => wire::Enrolment::Audit,
             Enrolment::Enforce => wire::Enrolment::Enforce,
+        }
+        .into(),
+        tunnel_port: match workload.tunnel_port {
+            TunnelPort::Hbone => wire::TunnelPort::HbonePort,
+            TunnelPort::Original => wire::TunnelPort::OriginalPort,
         }
         .into(),
         labels: workload.labels.clone(),

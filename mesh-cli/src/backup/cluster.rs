@@ -1,4 +1,4 @@
-//! The mesh's objects in a cluster: its own kinds, and which namespaces are enrolled.
+//! The mesh's objects in a cluster: its own kinds, and what namespaces say of it by labels.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +12,16 @@ use serde_json::{Value, json};
 use super::Plan;
 use crate::cluster::{list, namespace_api};
 
-/// Label of a namespace that enrols its pods.
-const ENROLL_LABEL: &str = "nodemesh.dev/enroll";
+/// What the labels begin with by which namespaces say how their pods are in the mesh.
+const LABELS: &str = "nodemesh.dev/";
 /// What `kubectl apply` keeps for itself.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// What is there.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Saved {
-    pub(super) enrolment: BTreeMap<String, String>,
+    /// Labels of the mesh's, by namespace.
+    pub(super) namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// By what names them.
     pub(super) objects: BTreeMap<String, Value>,
 }
@@ -50,7 +51,7 @@ fn resource(kind: OwnKind) -> ApiResource {
 impl Saved {
     /// Of a backup.
     pub(super) fn from_backup(
-        enrolment: BTreeMap<String, String>,
+        namespaces: BTreeMap<String, BTreeMap<String, String>>,
         objects: Vec<Value>,
     ) -> Result<Self> {
         let version = format!("{GROUP}/{VERSION}");
@@ -65,7 +66,7 @@ impl Saved {
         }
         let objects = objects.into_iter().map(|object| (label(&object), object));
         Ok(Self {
-            enrolment,
+            namespaces,
             objects: objects.collect(),
         })
     }
@@ -75,10 +76,11 @@ impl Saved {
         let mut saved = Self::default();
         let namespaces = list(&namespace_api(client), "").await;
         for namespace in namespaces.context("listing namespaces")? {
-            let labels = namespace.metadata.labels.unwrap_or_default();
-            if let Some(level) = labels.get(ENROLL_LABEL) {
+            let mut labels = namespace.metadata.labels.unwrap_or_default();
+            labels.retain(|label, _| label.starts_with(LABELS));
+            if !labels.is_empty() {
                 let name = namespace.metadata.name.unwrap_or_default();
-                saved.enrolment.insert(name, level.clone());
+                saved.namespaces.insert(name, labels);
             }
         }
         for kind in OWN_KINDS {
@@ -98,19 +100,25 @@ impl Saved {
     /// What it takes to have this there.
     pub(super) fn plan(&self, there: &Self) -> Plan {
         let mut plan = Plan::default();
-        for (namespace, level) in &self.enrolment {
-            match there.enrolment.get(namespace) {
-                Some(same) if same == level => plan.same += 1,
-                _ => plan
-                    .change
-                    .push(format!("enrolment of namespace {namespace}: {level}")),
+        for (namespace, labels) in &self.namespaces {
+            let now = there.namespaces.get(namespace);
+            for (label, value) in labels {
+                match now.and_then(|now| now.get(label)) {
+                    Some(same) if same == value => plan.same += 1,
+                    _ => plan
+                        .change
+                        .push(format!("label of namespace {namespace}: {label}={value}")),
+                }
             }
         }
-        let enrolled = there.enrolment.keys();
-        let others = enrolled.filter(|namespace| !self.enrolment.contains_key(*namespace));
-        plan.left.extend(others.map(|namespace| {
-            format!("namespace {namespace} is enrolled now and was not: left as it is")
-        }));
+        for (namespace, labels) in &there.namespaces {
+            let before = self.namespaces.get(namespace);
+            let others = labels.iter();
+            let others = others.filter(|(label, _)| before.is_none_or(|b| !b.contains_key(*label)));
+            plan.left.extend(others.map(|(label, value)| {
+                format!("namespace {namespace} has the label {label}={value} now and had not: left as it is")
+            }));
+        }
         for (label, object) in &self.objects {
             match there.objects.get(label) {
                 None => plan.create.push(label.clone()),
@@ -126,9 +134,13 @@ impl Saved {
 
     /// Brings it about, in an order in which at no time more is allowed than before or after.
     pub(super) async fn restore(&self, client: &Client, there: &Self, prune: bool) -> Result<()> {
-        for (namespace, level) in &self.enrolment {
-            if there.enrolment.get(namespace) != Some(level) {
-                enrol(client, namespace, level).await?;
+        for (namespace, labels) in &self.namespaces {
+            let now = there.namespaces.get(namespace);
+            if labels
+                .iter()
+                .any(|(label, value)| now.and_then(|now| now.get(label)) != Some(value))
+            {
+                give_labels(client, namespace, labels).await?;
             }
         }
         let extra = there.objects.iter();
@@ -217,16 +229,20 @@ async fn delete(client: &Client, object: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Gives a namespace its label, and makes it if it isn't there.
-async fn enrol(client: &Client, namespace: &str, level: &str) -> Result<()> {
+/// Gives a namespace its labels, and makes it if it isn't there.
+async fn give_labels(
+    client: &Client,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+) -> Result<()> {
     let api = namespace_api(client);
     let patch = json!({
         "apiVersion": "v1", "kind": "Namespace",
-        "metadata": {"name": namespace, "labels": {ENROLL_LABEL: level}},
+        "metadata": {"name": namespace, "labels": labels},
     });
     let params = PatchParams::apply("meshctl").force();
     let written = api.patch(namespace, &params, &Patch::Apply(patch)).await;
-    written.with_context(|| format!("enrolling namespace {namespace}"))?;
+    written.with_context(|| format!("labelling namespace {namespace}"))?;
     Ok(())
 }
 

@@ -18,8 +18,8 @@ const VERSION: u64 = 1;
 pub(crate) enum Content {
     /// A cluster.
     Kubernetes {
-        /// Value of the enrolment label, by namespace.
-        enrolment: BTreeMap<String, String>,
+        /// Labels of the mesh's, by namespace.
+        namespaces: BTreeMap<String, BTreeMap<String, String>>,
         /// Objects of the mesh's own kinds, without what the API server adds.
         objects: Vec<Value>,
     },

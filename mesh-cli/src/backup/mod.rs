@@ -103,15 +103,24 @@ pub(crate) fn backup(args: &BackupArgs) -> Result<String> {
             files: folder::save(folder)?,
         },
         None => {
-            let Saved { enrolment, objects } = args
+            let Saved {
+                namespaces,
+                objects,
+            } = args
                 .cluster
                 .run(async |client| Saved::read(&client).await)?;
             let objects = objects.into_values().collect();
-            Content::Kubernetes { enrolment, objects }
+            Content::Kubernetes {
+                namespaces,
+                objects,
+            }
         }
     };
     let number = match &content {
-        Content::Kubernetes { enrolment, objects } => enrolment.len() + objects.len(),
+        Content::Kubernetes {
+            namespaces,
+            objects,
+        } => namespaces.len() + objects.len(),
         Content::Manifests { files } => files.len(),
     };
     let made_at = OffsetDateTime::now_utc().format(&Rfc3339)?;
@@ -146,8 +155,14 @@ pub(crate) fn restore(args: &RestoreArgs) -> Result<String> {
             }
             plan
         }
-        (Content::Kubernetes { enrolment, objects }, None) => {
-            let wanted = Saved::from_backup(enrolment, objects)?;
+        (
+            Content::Kubernetes {
+                namespaces,
+                objects,
+            },
+            None,
+        ) => {
+            let wanted = Saved::from_backup(namespaces, objects)?;
             args.cluster.run(async |client| {
                 let there = Saved::read(&client).await?;
                 let plan = wanted.plan(&there);

@@ -158,7 +158,7 @@ reasons! {
             "policy allows this destination in plain, but it could not be reached",
             "check that it listens, and that the network lets the pod reach it";
         TunnelConnect = "tunnel_connect",
-            "the destination's worker could not be reached on port 15008",
+            "the destination's worker could not be reached on port 15008, or on its app's port where tunnels go there",
             "check whether the pod is gone, and whether a NetworkPolicy or a firewall blocks the port";
         TunnelRefused = "tunnel_refused",
             "the destination's worker refused the stream",
@@ -229,6 +229,9 @@ reasons! {
         AuthorityNotThisPod = "authority_not_this_pod",
             "the caller asked for an address that is not this pod's",
             "check whether the caller's discovery is behind";
+        AuthorityOtherPort = "authority_other_port",
+            "the caller asked for another port than the one that its tunnel came to",
+            "check the caller's version: a tunnel to the port of an app carries streams to that port only";
         AuthorityReservedPort = "authority_reserved_port",
             "the caller asked for one of the mesh's own ports",
             "let the app listen on another port";

@@ -412,8 +412,13 @@ impl TestPod {
 
     /// Connects from outside the mesh in plain, steered on its way to `to`.
     pub(super) async fn call_plain(&self, from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+        self.steer(SocketAddr::new(from, 0), to).await
+    }
+
+    /// Connects from outside the pod, steered on its way to `to`.
+    pub(super) async fn steer(&self, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
         let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::new(from, 0)).unwrap();
+        socket.bind(from)?;
         let client = socket.local_addr().unwrap();
         self.originals.lock().unwrap().insert(client, to);
         let plaintext = SocketAddr::new(self.ip, PORT_PLAINTEXT);

@@ -37,6 +37,7 @@ fn source(ip: IpAddr, identity: &str, app: &str) -> SourceInfo {
         identity: identity.to_owned(),
         labels: [("app".to_owned(), app.to_owned())].into(),
         services: vec!["test/web.test.svc.cluster.local".to_owned()],
+        hbone: true,
     }
 }
 

@@ -13,6 +13,7 @@ mod inbound_policy;
 mod lifecycle;
 mod many;
 mod memory;
+mod original_port;
 mod outbound_policy;
 mod peers;
 mod pki;

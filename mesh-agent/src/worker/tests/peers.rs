@@ -79,6 +79,15 @@ pub(super) async fn dial_tls_as(
     certificate: Option<Certificate>,
     protocol: &[u8],
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    shake(TcpStream::connect(to).await?, certificate, protocol).await
+}
+
+/// The same on a connection that stands.
+async fn shake(
+    stream: TcpStream,
+    certificate: Option<Certificate>,
+    protocol: &[u8],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -89,16 +98,20 @@ pub(super) async fn dial_tls_as(
         None => config.with_no_client_auth(),
     };
     config.alpn_protocols = vec![protocol.to_vec()];
-    let stream = TcpStream::connect(to).await?;
-    let name = ServerName::IpAddress(to.ip().into());
+    let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
     let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
     within("a handshake", handshake).await
 }
 
 /// HTTP/2 to a worker as the good peer.
 pub(super) async fn dial_h2(mesh: &Mesh, to: SocketAddr) -> SendRequest<Bytes> {
+    h2_in(mesh, TcpStream::connect(to).await.unwrap()).await
+}
+
+/// The same on a connection that stands.
+pub(super) async fn h2_in(mesh: &Mesh, stream: TcpStream) -> SendRequest<Bytes> {
     let certificate = mesh.pki.issue(&Leaf::of(PEER));
-    let tls = dial_tls(to, Some(certificate)).await.unwrap();
+    let tls = shake(stream, Some(certificate), b"h2").await.unwrap();
     let (sender, connection) = h2::client::handshake(tls).await.unwrap();
     tokio::spawn(async move {
         // Ends with the test.

@@ -8,13 +8,12 @@ mod revocation;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use mesh_core::model::Enrolment;
 use mesh_core::policy::MESH_NAMESPACE;
 
 use super::document::{Found, Place, Placed};
 use super::locate::Step;
 use super::schema::{self, Metadata, Pod, Service, is_tcp};
-use super::{ENROLL_LABEL, Mistake};
+use super::{Mistake, membership};
 
 /// The namespace that exists in every cluster.
 pub(super) const DEFAULT_NAMESPACE: &str = "default";
@@ -25,7 +24,7 @@ pub(super) const DEFAULT_ACCOUNT: &str = "default";
 pub(super) fn check(found: &mut Found) {
     let mut mistakes = Vec::new();
     names(found, &mut mistakes);
-    enrolment(found, &mut mistakes);
+    membership::check(found, &mut mistakes);
     accounts(found, &mut mistakes);
     addresses(found, &mut mistakes);
     for pod in &found.pods {
@@ -171,29 +170,6 @@ fn names(found: &Found, mistakes: &mut Vec<Mistake>) {
     for Placed { object, place } in &found.revocations {
         let schema::policy::Metadata { name, .. } = &object.metadata;
         see("Revocation", object.namespace(), &name.0, place);
-    }
-}
-
-/// What a value of the enrolment label says.
-pub(super) fn level(label: &str) -> Option<Enrolment> {
-    match label {
-        "true" | "enforce" => Some(Enrolment::Enforce),
-        "audit" => Some(Enrolment::Audit),
-        "false" => Some(Enrolment::None),
-        _ => None,
-    }
-}
-
-fn enrolment(found: &Found, mistakes: &mut Vec<Mistake>) {
-    for Placed { object, place } in &found.namespaces {
-        let value = object.metadata.labels.get(ENROLL_LABEL);
-        if let Some(value) = value
-            && level(value).is_none()
-        {
-            let what = format!("{value:?} is none of \"true\", \"enforce\", \"audit\", \"false\"");
-            let path = ["metadata".into(), "labels".into(), ENROLL_LABEL.into()];
-            mistakes.push(place.mistake(&path, what));
-        }
     }
 }
 

@@ -9,14 +9,14 @@ use std::collections::BTreeMap;
 
 use mesh_core::budget::{self, Fields};
 use mesh_core::identity::{Identity, TrustDomain};
-use mesh_core::model::{Enrolment, Health, Locality, Mesh, Service, ServiceKey, Workload};
+use mesh_core::model::{Health, Locality, Mesh, Service, ServiceKey, Workload};
 use mesh_core::sharing::shared_identities;
 use mesh_core::traffic::Traffic;
 
-use super::check::{DEFAULT_ACCOUNT, ended, level, namespace_of, pod_addresses, service_addresses};
+use super::check::{DEFAULT_ACCOUNT, ended, namespace_of, pod_addresses, service_addresses};
 use super::document::{Found, Placed};
 use super::schema::{self, Pod, ServicePort, TargetPort, is_tcp};
-use super::{ENROLL_LABEL, Mistake, REGION_LABEL, ZONE_LABEL};
+use super::{Mistake, REGION_LABEL, ZONE_LABEL, membership};
 use crate::registry::{service_key, workload_uid};
 use endpoints::Endpoints;
 pub(super) use policy::scope;
@@ -58,8 +58,8 @@ pub(super) fn compose(found: &mut Found, trust_domain: &TrustDomain) -> (Mesh, V
 /// What a pod or service gets from objects around it.
 struct Surroundings<'a> {
     trust_domain: &'a TrustDomain,
-    /// By namespace.
-    enrolments: BTreeMap<String, Enrolment>,
+    /// Labels by namespace.
+    namespaces: BTreeMap<&'a str, &'a BTreeMap<String, String>>,
     /// By node.
     localities: BTreeMap<String, Locality>,
     /// By namespace.
@@ -75,11 +75,8 @@ impl<'a> Surroundings<'a> {
         let policies = found.service_policies.iter().map(|p| &p.object);
         Self {
             trust_domain,
-            enrolments: namespaces
-                .filter_map(|metadata| {
-                    let level = level(metadata.labels.get(ENROLL_LABEL)?)?;
-                    Some((metadata.name.0.clone(), level))
-                })
+            namespaces: namespaces
+                .map(|metadata| (metadata.name.0.as_str(), &metadata.labels))
                 .collect(),
             localities: nodes
                 .map(|metadata| {
@@ -133,6 +130,7 @@ fn workload(
     let services = services
         .filter(|_| serving)
         .filter_map(|service| Some((service.key.clone(), service.ports(&pod.object)?)));
+    let around = surroundings.namespaces.get(namespace).copied();
     Ok(Workload {
         uid: workload_uid(namespace, &metadata.name.0).into(),
         name: metadata.name.0.clone(),
@@ -147,11 +145,8 @@ fn workload(
             .into_iter()
             .map(|(a, _)| a)
             .collect(),
-        enrolment: surroundings
-            .enrolments
-            .get(namespace)
-            .copied()
-            .unwrap_or_default(),
+        enrolment: membership::enrolment_of(&metadata.labels, around),
+        tunnel_port: membership::tunnel_port_of(&metadata.labels, around),
         labels: metadata.labels.clone(),
         health: Health::Healthy,
         services: services.collect(),

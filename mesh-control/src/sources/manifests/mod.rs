@@ -7,6 +7,7 @@ mod check;
 mod compose;
 mod document;
 mod locate;
+mod membership;
 mod piecemeal;
 mod schema;
 mod watch;
@@ -24,8 +25,6 @@ use mesh_core::revocation::Revocations;
 pub(super) use piecemeal::{Composed, Piece, Pieces};
 pub use watch::Watcher;
 
-/// Label of a namespace that enrols its pods.
-pub const ENROLL_LABEL: &str = "nodemesh.dev/enroll";
 /// Label of a node with its region.
 const REGION_LABEL: &str = "topology.kubernetes.io/region";
 /// Label of a node with its zone.

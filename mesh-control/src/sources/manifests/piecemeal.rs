@@ -21,7 +21,7 @@ use super::check::{self, ended, namespace_of, pod_addresses};
 use super::compose::{compose, revocation, scope};
 use super::document::{Found, take};
 use super::schema::policy::API_VERSION;
-use super::{ENROLL_LABEL, Mistake};
+use super::{Mistake, membership};
 use crate::registry::Scope;
 
 /// One object as it is held.
@@ -157,7 +157,9 @@ fn stand_in(label: &str, object: &Value, trust_domain: &TrustDomain) -> Found {
         Some("Namespace") => {
             let mut plain = object.clone();
             if let Some(labels) = plain["metadata"]["labels"].as_object_mut() {
-                labels.remove(ENROLL_LABEL);
+                for label in membership::LABELS {
+                    labels.remove(label);
+                }
             }
             return read(label, &plain, trust_domain).unwrap_or_default();
         }
