@@ -7,7 +7,7 @@ use mesh_api::convert::{Entry, workload_from_wire, workload_to_wire};
 use mesh_api::workload as wire;
 use mesh_core::budget::Fields;
 use mesh_core::identity::{Identity, TrustDomain};
-use mesh_core::model::{Enrolment, Service, Workload};
+use mesh_core::model::{Enrolment, Service, TunnelPort, Workload};
 use proptest::prelude::*;
 
 fn own() -> TrustDomain {
@@ -156,6 +156,7 @@ fn workload() -> impl Strategy<Value = Workload> {
             Just(Enrolment::Audit),
             Just(Enrolment::Enforce)
         ],
+        prop_oneof![Just(TunnelPort::Hbone), Just(TunnelPort::Original)],
         prop::collection::btree_map(
             key(),
             prop::collection::btree_map(1u16.., 1u16.., 0..4),
@@ -164,13 +165,21 @@ fn workload() -> impl Strategy<Value = Workload> {
         prop::collection::vec(prop::option::of(0u32..2000), 11),
     )
         .prop_map(
-            |((node, namespace, account, domain), addresses, enrolment, services, budget)| {
+            |(
+                (node, namespace, account, domain),
+                addresses,
+                enrolment,
+                tunnel_port,
+                services,
+                budget,
+            )| {
                 let identity = Identity::new(domain.parse().unwrap(), &namespace, &account);
                 let uid = format!("Kubernetes//v1/Pod/{namespace}/{node}");
                 Workload {
                     node: node.clone(),
                     addresses,
                     enrolment,
+                    tunnel_port,
                     services,
                     budget: fields(&budget).in_range(),
                     ..Workload::new(uid, node, identity.unwrap())

@@ -53,8 +53,9 @@ pub const ABI_VERSION_OLDEST: u32 = 3;
 pub const MAX_PODS: u32 = 1024;
 
 /// Most captured or app-bound connections of one pod that are between `connect()` and
-/// the accept side's establishment at one time. One more is refused with `EAGAIN`.
-pub const FLOWS_PER_POD: u32 = 16_384;
+/// the accept side's establishment at one time, as many as a worker's listener lets wait. One more is
+/// refused with `EAGAIN`.
+pub const FLOWS_PER_POD: u32 = 4_096;
 
 /// Port of the worker's listener for captured outbound connections (loopback).
 pub const PORT_OUTBOUND: u16 = 15001;

@@ -9,7 +9,7 @@ use super::measure::{Answers, Asked, requests};
 use super::policies::Policies;
 use super::results::Results;
 use super::system;
-use super::ways::{ENVOY, HAPROXY, MESH, Way};
+use super::ways::{ENVOY, HAPROXY, MESH, RELAYS, Way};
 
 /// Connections of the curves over other things.
 const CONNECTIONS: u32 = 16;
@@ -88,7 +88,9 @@ impl Point {
     pub(crate) fn concerns(self, way: &Way<'_>) -> bool {
         match self {
             Self::Policies(_) => way.name == MESH,
-            Self::Connections(count) => count < MANY || ![HAPROXY, ENVOY].contains(&way.name),
+            Self::Connections(count) => {
+                count < MANY || ![RELAYS, HAPROXY, ENVOY].contains(&way.name)
+            }
             Self::Bytes(_) => true,
         }
     }

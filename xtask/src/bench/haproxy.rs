@@ -1,4 +1,5 @@
-//! A pair of haproxies that carry TCP in mutual TLS 1.3, one in each pod.
+//! Pairs of haproxies that carry TCP, one in each pod: in mutual TLS 1.3, or as it is, which is
+//! what two more ends in user space cost whoever they are.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +12,11 @@ use super::system;
 use super::ways::PORTS;
 use crate::exec;
 
-/// The far side's TLS listeners are so many ports higher than what they serve.
+/// Namespace of the pods of each pair.
+pub(super) const IN_TLS: &str = "proxied";
+pub(super) const IN_PLAIN: &str = "relayed";
+
+/// The far side's listeners are so many ports higher than what they serve.
 pub(super) const TLS: u16 = 10_000;
 
 /// The running pair.
@@ -26,30 +31,36 @@ impl Pair {
     }
 }
 
-/// Makes certificates and starts both.
-pub(crate) fn start(lab: &Lab) -> Result<Pair> {
-    let (client, server) = (lab.pod("proxied/client"), lab.pod("proxied/server"));
-    credentials(lab, [client, server])?;
-    let own = |pod: &Pod| pod.folder.join("own.pem").display().to_string();
-    let root = |pod: &Pod| pod.folder.join("root.pem").display().to_string();
+/// Starts a pair, with certificates where it is the one that needs them.
+pub(crate) fn start(lab: &Lab, namespace: &str) -> Result<Pair> {
+    let end = |name| lab.pod(&format!("{namespace}/{name}"));
+    let (client, server) = (end("client"), end("server"));
+    let tls = namespace == IN_TLS;
+    if tls {
+        credentials(lab, [client, server])?;
+    }
+    let files = |pod: &Pod| {
+        let [root, own] = ["root.pem", "own.pem"].map(|name| pod.folder.join(name));
+        let (root, own) = (root.display(), own.display());
+        match tls {
+            true => format!("ssl verify required ca-file {root} crt {own}"),
+            false => String::new(),
+        }
+    };
     let outward = |port: u16| {
         format!(
-            "listen out{port}\n  bind 127.0.0.1:{port}\n  \
-             server far {}:{} ssl verify required ca-file {} crt {}\n",
+            "listen out{port}\n  bind 127.0.0.1:{port}\n  server far {}:{} {}\n",
             server.v4(),
             port + TLS,
-            root(client),
-            own(client)
+            files(client)
         )
     };
     let inward = |port: u16| {
         format!(
-            "listen in{port}\n  bind {}:{} ssl crt {} ca-file {} verify required\n  \
-             server app 127.0.0.1:{port}\n",
+            "listen in{port}\n  bind {}:{} {}\n  server app 127.0.0.1:{port}\n",
             server.v4(),
             port + TLS,
-            own(server),
-            root(server)
+            files(server)
         )
     };
     let at_client: String = PORTS.into_iter().map(outward).collect();

@@ -17,6 +17,9 @@ pub(crate) const MESH: &str = "Nodemesh";
 pub(crate) const PEER: &str = "ztunnel";
 /// Name of the way that says what the rest costs.
 pub(crate) const PLAIN: &str = "plain TCP";
+/// Name of the way that is a pair of haproxies without encryption: what is left of plain TCP when
+/// all bytes pass two more processes.
+pub(crate) const RELAYS: &str = "relays, no TLS";
 /// Name of the way that is a pair of haproxies.
 pub(crate) const HAPROXY: &str = "haproxy mTLS";
 
@@ -24,8 +27,9 @@ pub(crate) const HAPROXY: &str = "haproxy mTLS";
 pub(crate) const ENVOY: &str = "Envoy mTLS";
 
 /// All names, in the order of the columns, and their colours.
-pub(crate) const ALL: [[&str; 2]; 5] = [
+pub(crate) const ALL: [[&str; 2]; 6] = [
     [PLAIN, "#8a8f98"],
+    [RELAYS, "#e8a33d"],
     [HAPROXY, "#d9480f"],
     [ENVOY, "#9c36b5"],
     [PEER, "#2b8a3e"],
@@ -66,6 +70,7 @@ pub(crate) struct Servers {
 /// Everything that carries traffic beside the mesh.
 pub(crate) struct Carriers {
     servers: BTreeMap<String, Servers>,
+    relays: haproxy::Pair,
     haproxies: haproxy::Pair,
     envoys: Option<envoy::Pair>,
     ztunnels: Option<ztunnel::Pair>,
@@ -81,7 +86,10 @@ pub(crate) struct Others {
 pub(crate) fn plan(others: &Others) -> Plan {
     let envoy = others.envoy.as_ref().map(|_| envoy::NAMESPACE);
     let ztunnel = others.ztunnel.as_ref().map(|_| ztunnel::NAMESPACE);
-    let others = ["plain", "proxied"].into_iter().chain(envoy).chain(ztunnel);
+    let others = ["plain", haproxy::IN_PLAIN, haproxy::IN_TLS]
+        .into_iter()
+        .chain(envoy)
+        .chain(ztunnel);
     let plan = others.clone().fold(Plan::nodes(2), Plan::namespace);
     others
         .chain(["mesh"])
@@ -107,7 +115,8 @@ pub(crate) fn start(lab: &Lab, others: &Others) -> Result<Carriers> {
     let envoys = others.envoy.as_ref().map(|path| envoy::start(lab, path));
     Ok(Carriers {
         servers,
-        haproxies: haproxy::start(lab).context("a pair of haproxies")?,
+        relays: haproxy::start(lab, haproxy::IN_PLAIN).context("a pair of relays")?,
+        haproxies: haproxy::start(lab, haproxy::IN_TLS).context("a pair of haproxies")?,
         envoys: envoys.transpose().context("a pair of Envoys")?,
         ztunnels: ztunnels.transpose().context("a pair of ztunnels")?,
     })
@@ -130,9 +139,13 @@ impl Carriers {
                 proxies: Box::new(|| Ok(Vec::new())),
             }
         };
+        let relays = Way {
+            proxies: Box::new(|| self.relays.pids()),
+            ..by_loopback(way(RELAYS, haproxy::IN_PLAIN))
+        };
         let haproxy = Way {
             proxies: Box::new(|| self.haproxies.pids()),
-            ..by_loopback(way(HAPROXY, "proxied"))
+            ..by_loopback(way(HAPROXY, haproxy::IN_TLS))
         };
         let envoy = self.envoys.as_ref().map(|pair| Way {
             proxies: Box::new(|| pair.pids()),
@@ -153,6 +166,7 @@ impl Carriers {
         };
         let ways = [
             Some(way(PLAIN, "plain")),
+            Some(relays),
             Some(haproxy),
             envoy,
             ztunnel,
