@@ -58,6 +58,19 @@ enum Command {
     Pod(PodCommand),
     /// Print the state of the supervisor and of its pods, as JSON
     Status(RunDir),
+    /// Replace workers that run another program than the supervisor
+    ///
+    /// A new worker is born beside the old one, takes over once it is ready, and the old one
+    /// finishes its connections. This is what the supervisor does by itself after an upgrade
+    /// (unless --roll manual). By hand it begins anew after it has stopped because new workers failed.
+    /// Prints how far it is, as JSON; `status` says it later.
+    Roll {
+        #[command(flatten)]
+        run_dir: RunDir,
+        /// Every worker, also those that run the same program
+        #[arg(long)]
+        all: bool,
+    },
     /// Say whether this kernel has what the agent needs
     ///
     /// Asks the kernel itself, in the way `run` does at its start, and leaves nothing behind:
@@ -148,6 +161,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Worker => return run_worker(),
         Command::Pod(command) => pod(command),
         Command::Status(RunDir { run_dir }) => status(&run_dir),
+        Command::Roll { run_dir, all } => roll(&run_dir.run_dir, all),
         Command::Check(args) => check::check(&args),
         Command::Unload(args) => supervisor::unload::unload(&args),
     };
@@ -253,6 +267,13 @@ fn status(run_dir: &std::path::Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn roll(run_dir: &std::path::Path, all: bool) -> anyhow::Result<()> {
+    let status = ask(run_dir, &Request::Roll { all })?.status;
+    let status = status.context("no status in the answer")?;
+    println!("{}", serde_json::to_string_pretty(&status.roll)?);
+    Ok(())
+}
+
 fn describe(pod: &PodReport) -> String {
     let PodReport {
         namespace, name, ..
@@ -279,6 +300,15 @@ fn describe(pod: &PodReport) -> String {
         let by = pod.budget.join(", ");
         line.push_str(&format!(
             ", used {cpu_s} s of CPU and has {memory_mib} MiB, budget: {by}"
+        ));
+    }
+    if pod.worker_outdated {
+        line.push_str("; its worker runs another program than the agent and is to be replaced");
+    }
+    for old in &pod.draining {
+        line.push_str(&format!(
+            "; worker {} drains: {} connections, until {} (seconds since the epoch)",
+            old.pid, old.connections, old.until_s
         ));
     }
     for lack in &pod.budget_unenforced {

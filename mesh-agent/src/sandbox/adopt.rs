@@ -4,11 +4,12 @@ use std::ffi::c_long;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
-use super::image::{IMAGE_NAME, check};
+use super::image::{IMAGE_NAME, ImageDigest, check};
 use super::{Newborn, SandboxError};
 use crate::channel;
 
@@ -44,6 +45,53 @@ pub fn adopt(pid: i32, expected: Expected<'_>) -> Result<Newborn, SandboxError> 
         pid,
         pidfd,
         channel,
+    })
+}
+
+/// Which image a worker runs: the same for all that were started from one. The kernel's evidence,
+/// for a seized worker may say what it likes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ImageId {
+    device: u64,
+    inode: u64,
+}
+
+/// Which image the process runs.
+///
+/// # Errors
+/// If it has ended.
+pub fn image_id(pid: i32) -> io::Result<ImageId> {
+    let image = fs::metadata(format!("/proc/{pid}/exe"))?;
+    Ok(ImageId {
+        device: image.dev(),
+        inode: image.ino(),
+    })
+}
+
+/// What is in the image that the process runs. Reads all of it.
+///
+/// # Errors
+/// If it has ended.
+pub fn image_digest(pid: i32) -> io::Result<ImageDigest> {
+    let image = File::open(format!("/proc/{pid}/exe"))?;
+    ImageDigest::of(image, |_| Ok(()))
+}
+
+/// When a process was started, in clock ticks since the boot (proc(5), `stat`).
+///
+/// # Errors
+/// If it has ended.
+pub fn started(pid: i32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, which may hold anything, ends with the last parenthesis; what follows it is field 3.
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let started = fields.split_whitespace().nth(22 - 3);
+    let started = started.and_then(|ticks| ticks.parse().ok());
+    started.ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "no start time in /proc/PID/stat",
+        )
     })
 }
 

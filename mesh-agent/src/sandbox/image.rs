@@ -3,9 +3,11 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
+
+use aws_lc_rs::digest::{Context, SHA256};
 
 use super::SandboxError;
 
@@ -15,7 +17,37 @@ pub(super) const IMAGE_NAME: &CStr = c"nodemesh-worker";
 /// A sealed, immutable copy of an executable, opened for reading only (a file that is open
 /// for writing can't be exec'd) and close-on-exec.
 #[derive(Debug)]
-pub struct WorkerImage(OwnedFd);
+pub struct WorkerImage {
+    fd: OwnedFd,
+    digest: ImageDigest,
+}
+
+/// SHA-256 of an image: whether two workers run the same program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageDigest([u8; 32]);
+
+impl ImageDigest {
+    /// Of what is left of a file; each piece is passed on as well.
+    pub(super) fn of(
+        mut source: impl Read,
+        mut copy: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<Self> {
+        let mut context = Context::new(&SHA256);
+        let mut piece = vec![0; 256 << 10];
+        loop {
+            match source.read(&mut piece)? {
+                0 => break,
+                n => {
+                    context.update(&piece[..n]);
+                    copy(&piece[..n])?;
+                }
+            }
+        }
+        let mut digest = [0; 32];
+        digest.copy_from_slice(context.finish().as_ref());
+        Ok(Self(digest))
+    }
+}
 
 impl WorkerImage {
     /// A copy of this process's own executable, also when the file was replaced or removed.
@@ -38,9 +70,10 @@ impl WorkerImage {
                 source,
             }
         };
-        let mut source = File::open(executable).map_err(failed("open"))?;
+        let source = File::open(executable).map_err(failed("open"))?;
         let mut copy = File::from(memfd_exec().map_err(failed("memfd_create"))?);
-        io::copy(&mut source, &mut copy).map_err(failed("copy"))?;
+        let digest = ImageDigest::of(source, |piece| copy.write_all(piece));
+        let digest = digest.map_err(failed("copy"))?;
         // SAFETY: fchmod on a descriptor we own. 0511: whoever execs it without being able to
         // read it becomes non-dumpable at once.
         check(unsafe { libc::fchmod(copy.as_raw_fd(), 0o511) }).map_err(failed("fchmod"))?;
@@ -55,13 +88,20 @@ impl WorkerImage {
             .map_err(|errno| failed("fcntl")(errno.into()))?;
         // SAFETY: fcntl has just made this descriptor for us. It is high so that the worker's
         // inherited descriptors never take its place between spawn and exec.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(high) }))
+        let fd = unsafe { OwnedFd::from_raw_fd(high) };
+        Ok(Self { fd, digest })
+    }
+
+    /// What is in it.
+    #[must_use]
+    pub fn digest(&self) -> ImageDigest {
+        self.digest
     }
 }
 
 impl AsFd for WorkerImage {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 

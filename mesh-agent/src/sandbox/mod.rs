@@ -30,10 +30,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
-pub use adopt::{Expected, adopt};
+pub use adopt::{Expected, ImageId, adopt, image_digest, image_id, started};
 pub use confine::{become_worker, is_worker};
 pub use features::features;
-pub use image::WorkerImage;
+pub use image::{ImageDigest, WorkerImage};
 pub use spawn::{Birth, spawn};
 
 /// First argument of a worker's command line.

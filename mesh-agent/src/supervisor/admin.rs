@@ -48,6 +48,12 @@ pub enum Request {
     },
     /// Everything about the supervisor and its pods.
     Status,
+    /// Replace workers that run another program than the supervisor's, though that has stopped or
+    /// waits for this.
+    Roll {
+        /// Every worker, whatever it runs.
+        all: bool,
+    },
 }
 
 /// One line back.
@@ -82,6 +88,11 @@ pub(super) enum Ask {
     },
     /// Report.
     Status {
+        reply: oneshot::Sender<StatusReport>,
+    },
+    /// Replace workers; answered at once with what there is to do.
+    Roll {
+        all: bool,
         reply: oneshot::Sender<StatusReport>,
     },
 }
@@ -193,18 +204,30 @@ async fn answer(request: Request, asks: &mpsc::Sender<Ask>) -> Response {
         }
         Request::Status => {
             let (reply, answer) = oneshot::channel();
-            if asks.send(Ask::Status { reply }).await.is_err() {
-                return failure(GOING_AWAY);
-            }
-            answer.await.map_or_else(
-                |_| failure(GOING_AWAY),
-                |status| Response {
-                    status: Some(status),
-                    ..Response::default()
-                },
-            )
+            status(asks, Ask::Status { reply }, answer).await
+        }
+        Request::Roll { all } => {
+            let (reply, answer) = oneshot::channel();
+            status(asks, Ask::Roll { all, reply }, answer).await
         }
     }
+}
+
+async fn status(
+    asks: &mpsc::Sender<Ask>,
+    ask: Ask,
+    answer: oneshot::Receiver<StatusReport>,
+) -> Response {
+    if asks.send(ask).await.is_err() {
+        return failure(GOING_AWAY);
+    }
+    answer.await.map_or_else(
+        |_| failure(GOING_AWAY),
+        |status| Response {
+            status: Some(status),
+            ..Response::default()
+        },
+    )
 }
 
 /// Waits until it is decided whether the pod is enrolled.

@@ -15,14 +15,31 @@ use crate::sandbox::cgroup;
 /// the kernel counts until a dead one is gone.
 const PIDS_MAX: u32 = 32;
 
+/// MiB that the limit of a worker's cgroup grows by for each worker that drains or is being born
+/// in it: what an idle worker takes, with room to spare. So a replacement brings none nearer to
+/// its limit than it was.
+const BESIDE_MIB: u32 = 32;
+
 /// A pod's budget.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Allotment {
     pub(super) budget: Budget,
+    /// Workers in the cgroup besides the one that serves.
+    beside: u32,
     /// The cgroup has all of it that the machine can enforce.
     in_force: bool,
     /// What was said of what is not, so that it is said once.
     said: Vec<String>,
+}
+
+impl Allotment {
+    /// Limit of all that is in the cgroup; 0 is none.
+    pub(super) fn memory_max_mib(&self) -> u32 {
+        match self.budget.memory_max_mib {
+            0 => 0,
+            own => own.saturating_add(self.beside.saturating_mul(BESIDE_MIB)),
+        }
+    }
 }
 
 impl PodTask {
@@ -39,6 +56,18 @@ impl PodTask {
     pub(super) fn follow_budget(&mut self, view: &View) {
         self.take_budget(view);
         self.settle_budget();
+    }
+
+    /// So many workers are in the cgroup besides the one that serves; whether that is news.
+    pub(super) fn workers_beside(&mut self, beside: usize) -> bool {
+        let beside = u32::try_from(beside).unwrap_or(u32::MAX);
+        let news = self.allotment.beside != beside;
+        if news {
+            self.allotment.beside = beside;
+            self.allotment.in_force = false;
+            self.settle_budget();
+        }
+        news
     }
 
     /// Puts into the cgroup what is not in force yet.
@@ -73,7 +102,7 @@ impl PodTask {
             cgroup::Budget {
                 cpu_weight: budget.cpu_weight,
                 cpu_max_millicores: budget.cpu_max_millicores,
-                memory_max_bytes: u64::from(budget.memory_max_mib) << 20,
+                memory_max_bytes: u64::from(allotment.memory_max_mib()) << 20,
                 pids_max: PIDS_MAX,
             },
         );
@@ -99,7 +128,7 @@ impl PodTask {
         let budget = &self.allotment.budget;
         let drain = self.shared.config.tunnel_drain;
         Limits {
-            memory_max_mib: budget.memory_max_mib,
+            memory_max_mib: self.allotment.memory_max_mib(),
             tunnel_drain_ms: u32::try_from(drain.as_millis()).unwrap_or(u32::MAX),
             ..limits(budget)
         }

@@ -100,12 +100,12 @@ pub fn worker_messages<'a>(packets: impl Iterator<Item = &'a [u8]>) {
                 None
             }
             FromWorker::Metrics(metrics) => {
-                counters.update(&metrics.counters);
+                counters.update(1, &metrics.counters);
                 for counter in counters.totals() {
                     let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
                     assert!(counter.name.bytes().chain(counter.label.bytes()).all(word));
                 }
-                counters.worker_ended();
+                counters.worker_ended(1);
                 assert!(counters.totals().len() <= 1024);
                 None
             }

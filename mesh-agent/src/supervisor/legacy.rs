@@ -71,6 +71,15 @@ impl Legacy {
         }
     }
 
+    /// Takes over what another worker has brought along, in place of what there is of the same.
+    pub(super) fn take_over(&mut self, next: Self) {
+        if next.has_listeners() {
+            self.listeners = next.listeners;
+        }
+        self.key = next.key.or_else(|| self.key.take());
+        self.svid = next.svid.or_else(|| self.svid.take());
+    }
+
     /// The listeners there are: which socket of each kind, by its inode number.
     pub(super) fn sockets(&self) -> BTreeMap<FdKind, u64> {
         let inode = |fd: &Handed| fstat(fd).map_or(0, |stat| stat.st_ino);

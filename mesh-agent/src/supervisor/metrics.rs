@@ -77,6 +77,18 @@ pub(super) fn install() -> Result<PrometheusHandle, String> {
         "nodemesh_workers_adopted_total",
         "Workers of an earlier supervisor that this one took over"
     );
+    metrics::describe_counter!(
+        "nodemesh_workers_rolled_total",
+        "Workers that were replaced by new ones which took over while they lived"
+    );
+    metrics::describe_counter!(
+        "nodemesh_worker_roll_failures_total",
+        "New workers that were to take over and did not get ready, or did not stay"
+    );
+    metrics::describe_gauge!(
+        "nodemesh_roll_stopped",
+        "Whether no more workers are replaced, because new ones failed"
+    );
     metrics::describe_gauge!(
         "nodemesh_capture_takeover_maps",
         "Kernel maps of another ABI version that this agent shared, copied, or had to begin empty"
@@ -197,6 +209,19 @@ async fn pods_text(shared: &Shared) -> String {
         add(&mut families, "nodemesh_pod_enrolled", &key, None, enrolled);
         let cut_off = u64::from(report.state == PodState::CutOff);
         add(&mut families, "nodemesh_pod_cut_off", &key, None, cut_off);
+        let outdated = u64::from(report.worker_outdated);
+        add(
+            &mut families,
+            "nodemesh_worker_outdated",
+            &key,
+            None,
+            outdated,
+        );
+        let draining = "nodemesh_workers_draining";
+        add(&mut families, draining, &key, None, report.draining.len());
+        let left: u64 = report.draining.iter().map(|d| d.connections).sum();
+        let connections = "nodemesh_connections_draining";
+        add(&mut families, connections, &key, None, left);
         let restarts = "nodemesh_worker_restarts_total";
         add(&mut families, restarts, &key, None, report.restarts);
         let oom_kills = "nodemesh_worker_oom_kills_total";

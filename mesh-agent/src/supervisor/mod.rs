@@ -6,8 +6,9 @@
 //! that ends there.
 //!
 //! - `node` holds the pods that were added and decides by `reconcile` which are enrolled;
-//! - `workers` is a pod's task: it prepares the machine and has one worker after the other,
-//!   each served by a `session`;
+//! - `workers` is a pod's task: it prepares the machine and has one worker after the other, each
+//!   served by a `session`, and for a while two side by side (`rolling`) where `roll` replaces those
+//!   of another program;
 //! - `watch` and `look` keep an eye on the pod's namespace, `tamper` tells of what they find, and
 //!   `cut_off` is for pods that can't be served (`unserved`);
 //! - `confine` gives up what is of no use once it has started;
@@ -57,6 +58,8 @@ mod ports;
 mod reconcile;
 mod replicas;
 mod reporter;
+mod roll;
+mod rolling;
 mod rules;
 mod session;
 mod settings;
@@ -192,6 +195,7 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     tokio::spawn(trust::follow(shared.control.clone(), shared.trust.clone()));
     tokio::spawn(node_report::keep_reporting(shared.clone()));
     tokio::spawn(kernel_rules::keep(shared.clone()));
+    tokio::spawn(roll::keep(shared.clone()));
     let stopped = stop_signal()?;
     tracing::info!(
         node = config.node,

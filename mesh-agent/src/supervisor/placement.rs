@@ -155,10 +155,9 @@ impl PodTask {
         self.lift().map_err(|e| e.to_string())
     }
 
-    /// Takes in what discovery says now, and has the kernel follow it; whether a worker is to be
-    /// told.
-    pub(super) fn follow_discovery(&mut self, view: &View) -> bool {
-        let news = self.rules.refresh(view, &self.goal.uid);
+    /// Takes in what discovery says now, and has the kernel follow it.
+    pub(super) fn follow_discovery(&mut self, view: &View) {
+        self.rules.refresh(view, &self.goal.uid);
         self.follow_budget(view);
         if let Some((rules, source)) = self.rules.for_kernel(view) {
             if rules.policy.left_out > 0 {
@@ -171,7 +170,6 @@ impl PodTask {
             }
             self.shared.kernel.want(self.record.slot, rules, source);
         }
-        news
     }
 
     /// Takes away everything that was done for the pod. Its worker is gone already.

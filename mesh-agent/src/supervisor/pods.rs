@@ -80,6 +80,30 @@ impl From<&Workload> for Goal {
     }
 }
 
+/// What a worker is to its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Part {
+    /// It takes what comes.
+    Serving,
+    /// It is to replace the one that serves, and is not ready yet.
+    Next,
+    /// It was replaced and finishes what it has, until then, in seconds since the epoch.
+    Draining {
+        /// When it is to be gone.
+        until_s: i64,
+    },
+}
+
+/// Which of a pod's processes is what, for the next supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KnownWorker {
+    pub(super) pid: i32,
+    /// When it was started, as `/proc/PID/stat` says: a process id is used again.
+    pub(super) started: u64,
+    pub(super) part: Part,
+}
+
 /// What was done to the kernel and the machine for a pod. Written before it is done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Placed {
@@ -103,6 +127,9 @@ pub(super) struct PodRecord {
     pub(super) netns_id: NetnsId,
     pub(super) slot: u32,
     pub(super) placed: Option<Placed>,
+    /// Its workers while there is more than one; written before one is told to drain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) workers: Vec<KnownWorker>,
 }
 
 impl PodRecord {
@@ -114,6 +141,7 @@ impl PodRecord {
             netns_id,
             slot,
             placed: None,
+            workers: Vec::new(),
         }
     }
 

@@ -66,6 +66,32 @@ impl Level {
     }
 }
 
+/// A worker that was replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainingReport {
+    /// Its process id.
+    pub pid: i32,
+    /// Connections that it had open when it was asked last, both ways.
+    pub connections: u64,
+    /// When it cuts what is left, in seconds since the epoch.
+    pub until_s: i64,
+}
+
+/// How far the replacement of the node's workers has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollReport {
+    /// Workers that run another program than this supervisor's, or are to be replaced by order.
+    pub left: usize,
+    /// Pods whose next worker is being born now.
+    pub under_way: Vec<String>,
+    /// Workers replaced since this supervisor started.
+    pub done: u64,
+    /// Times that a new worker was not ready, or did not stay.
+    pub failed: u64,
+    /// Why no more are replaced; empty while it goes on.
+    pub stopped: String,
+}
+
 /// One pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodReport {
@@ -99,6 +125,16 @@ pub struct PodReport {
     pub memory_bytes: u64,
     /// The worker's process id.
     pub worker_pid: Option<u32>,
+    /// The worker runs another program than those that this supervisor starts: it is to be replaced.
+    #[serde(default)]
+    pub worker_outdated: bool,
+    /// The worker speaks another version of the protocol: it knows nothing that is newer than this
+    /// supervisor's start, and is replaced also where `--roll manual` says nothing is.
+    #[serde(default)]
+    pub worker_foreign: bool,
+    /// Workers that were replaced and finish what they have.
+    #[serde(default)]
+    pub draining: Vec<DrainingReport>,
     /// Whether the worker listens and holds a valid certificate.
     pub ready: bool,
     /// Workers of this pod that ended unasked since this supervisor started.
@@ -150,6 +186,9 @@ impl PodReport {
             cpu_us: 0,
             memory_bytes: 0,
             worker_pid: None,
+            worker_outdated: false,
+            worker_foreign: false,
+            draining: Vec::new(),
             ready: false,
             restarts: 0,
             oom_kills: 0,
@@ -204,6 +243,9 @@ pub struct StatusReport {
     pub version: String,
     /// The control component.
     pub control: ControlReport,
+    /// The replacement of workers by those of another program.
+    #[serde(default)]
+    pub roll: RollReport,
     /// Every pod that was added.
     pub pods: Vec<PodReport>,
 }

@@ -130,12 +130,20 @@ struct Own {
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     own: Option<Own>,
+    /// Counts what [`Rules::refresh`] found to be news: each of the pod's workers is told by it.
+    pub(super) generation: u64,
 }
 
 impl Rules {
     /// Takes in what discovery says now; whether a worker that knows what they were before is
     /// to be told. A pod that discovery knows no more keeps what it had until it is taken out.
     pub(super) fn refresh(&mut self, view: &View, uid: &str) -> bool {
+        let news = self.take_in(view, uid);
+        self.generation += u64::from(news);
+        news
+    }
+
+    fn take_in(&mut self, view: &View, uid: &str) -> bool {
         let Some(basis) = Basis::of(view, uid) else {
             return false;
         };

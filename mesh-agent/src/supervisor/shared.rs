@@ -1,6 +1,6 @@
 //! What every pod's task uses: the capture, the cgroups, the sealed image, discovery.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{mpsc, watch};
@@ -13,11 +13,12 @@ use super::discovery::Discovery;
 use super::kernel_rules::KernelRules;
 use super::pods::{PodKey, Records};
 use super::report::PodReport;
+use super::roll::Roll;
 use super::trust::TrustStore;
 use super::workers::Command;
 use crate::capture::Capture;
-use crate::sandbox::WorkerImage;
 use crate::sandbox::cgroup::MeshCgroup;
+use crate::sandbox::{self, ImageDigest, ImageId, WorkerImage};
 
 /// The parts that all tasks share.
 #[derive(Debug)]
@@ -34,6 +35,9 @@ pub(super) struct Shared {
     pub(super) kernel: KernelRules,
     /// What of the supervisor's and control's work the workers share.
     pub(super) work: NodeBudget,
+    pub(super) roll: Roll,
+    /// What is in the images of workers that were adopted.
+    images: Mutex<HashMap<ImageId, ImageDigest>>,
     capture: Mutex<Capture>,
     pods: Mutex<BTreeMap<PodKey, PodHandle>>,
 }
@@ -68,9 +72,24 @@ impl Shared {
             news: Arc::new(watch::Sender::new(())),
             kernel: KernelRules::default(),
             work: NodeBudget::new(Instant::now()),
+            roll: Roll::default(),
+            images: Mutex::default(),
             capture: Mutex::new(capture),
             pods: Mutex::default(),
         }
+    }
+
+    /// Whether a worker runs another program than those that are started now. What can't be told
+    /// is taken for another.
+    pub(super) fn is_outdated(&self, pid: i32) -> bool {
+        let Ok(id) = sandbox::image_id(pid) else {
+            return true;
+        };
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = images.get(&id).copied();
+        let digest = known.or_else(|| sandbox::image_digest(pid).ok());
+        images.extend(digest.map(|digest| (id, digest)));
+        digest != Some(self.image.digest())
     }
 
     /// The capture. Not to be held across an await.

@@ -26,11 +26,12 @@ use super::legacy::Legacy;
 use super::look::Seen;
 use super::netns::Netns;
 use super::placement::PlaceFault;
-use super::pods::{Goal, PodRecord};
+use super::pods::{Goal, Part, PodRecord};
 use super::report::PodState;
 use super::reporter::Reporter;
+use super::rolling::serving;
 use super::rules::Rules;
-use super::session::{Session, SessionEnd};
+use super::session::{Link, Session, SessionEnd, next};
 use super::shared::Shared;
 use super::tamper::Outcome;
 use super::unserved::Unserved;
@@ -45,8 +46,11 @@ const PLACE_RETRY: Duration = Duration::from_secs(1);
 pub(super) enum Command {
     /// Take the pod out, letting its worker finish what is open for that long.
     Leave(Duration),
-    /// The worker's counters.
+    /// The workers' counters.
     Metrics(oneshot::Sender<Vec<Counter>>),
+    /// Replace the worker by another, which is born beside it and takes over when it is ready;
+    /// answered with its process id, or why there is none.
+    Roll(oneshot::Sender<Result<i32, String>>),
 }
 
 /// One pod that is to be enrolled.
@@ -72,6 +76,8 @@ pub(super) struct PodTask {
     /// Everything but the worker is prepared.
     placed: bool,
     policy: RestartPolicy,
+    /// Who waits for the worker that is being born beside the one that serves.
+    pub(super) rolling: Option<oneshot::Sender<Result<i32, String>>>,
     /// When the last worker's end was noticed, until the next one is ready.
     pub(super) ended_at: Option<Instant>,
 }
@@ -118,6 +124,7 @@ impl PodTask {
             rules: Rules::default(),
             allotment: Allotment::default(),
             policy: RestartPolicy::default(),
+            rolling: None,
             ended_at: None,
         })
     }
@@ -130,35 +137,38 @@ impl PodTask {
             report.identity.clone_from(&self.goal.identity);
             report.addresses.clone_from(&self.goal.addresses);
         });
-        let mut adopted = self.adopt();
+        let mut links = self.adopt();
         self.cut = self
             .in_kernel()
             .is_some_and(|pod| pod.flags & POD_CUT_OFF != 0);
         self.placed = self.is_captured() && !self.look();
         loop {
             if !self.placed {
-                match self.place(adopted.is_some()).await {
+                let has_worker = serving(&links).is_some();
+                match self.place(has_worker, &mut links).await {
                     Flow::Go | Flow::Place => {}
                     Flow::Leave => return self.leave().await,
                     Flow::Detached => return self.record,
                 }
             }
-            let started = Instant::now();
             let oom_kills = self.oom_kills();
-            let end = match adopted.take() {
-                Some(worker) => self.serve(&worker, true).await,
-                None => match self.spawn() {
-                    Ok(worker) => self.serve(&worker, false).await,
-                    Err(why) => SessionEnd::Died(why),
+            let end = match serving(&links) {
+                Some(_) => self.serve(&mut links).await,
+                None => match self.bear(Part::Serving) {
+                    Ok(link) => {
+                        links.push(link);
+                        self.serve(&mut links).await
+                    }
+                    Err(why) => (SessionEnd::Died(why), Duration::ZERO),
                 },
             };
             match end {
-                SessionEnd::Leave(_) => return self.leave().await,
-                SessionEnd::Detached => return self.record,
-                SessionEnd::Unserved => self.placed = false,
-                SessionEnd::Died(how) => {
+                (SessionEnd::Leave(_), _) => return self.leave().await,
+                (SessionEnd::Detached, _) => return self.record,
+                (SessionEnd::Unserved, _) => self.placed = false,
+                (SessionEnd::Died(how), lived) => {
                     let how = self.with_oom_kill(how, oom_kills);
-                    match self.await_restart(started.elapsed(), &how).await {
+                    match self.await_restart(lived, &how, &mut links).await {
                         Flow::Go => {}
                         Flow::Place => self.placed = false,
                         Flow::Leave => return self.leave().await,
@@ -169,32 +179,54 @@ impl PodTask {
         }
     }
 
-    /// The worker of an earlier supervisor, where one runs.
-    fn adopt(&mut self) -> Option<Newborn> {
-        let placed = self.record.placed.clone()?;
+    /// The workers of an earlier supervisor, where some run.
+    fn adopt(&mut self) -> Vec<Link> {
+        let Some(placed) = self.record.placed.clone() else {
+            return Vec::new();
+        };
         let trusted = self.shared.trust.bundle();
         self.legacy.svid = chain_from_pem(&placed.certificate, &self.identity, &trusted.roots);
         let cgroup = match self.shared.mesh_cgroup.existing(&self.record.key.joined()) {
             Ok(cgroup) => cgroup,
             Err(e) => {
                 tracing::error!(pod = %self.record.key, error = %e, "the worker's cgroup is out of reach");
-                return None;
+                return Vec::new();
             }
         };
-        let worker = adopt::find(&cgroup, self.shared.worker_uid(self.record.slot));
+        let uid = self.shared.worker_uid(self.record.slot);
+        let found = adopt::find(&cgroup, uid, &self.record.workers);
         self.cgroup = Some(cgroup);
-        match &worker {
-            Some(worker) => {
-                tracing::info!(pod = %self.record.key, pid = worker.pid, "worker adopted");
-                counter!("nodemesh_workers_adopted_total").increment(1);
+        let mut links = Vec::new();
+        for (worker, part) in found {
+            let pid = worker.pid;
+            match Link::new(self, worker, part, true) {
+                Ok(mut link) => {
+                    tracing::info!(pod = %self.record.key, pid, ?part, outdated = link.outdated, "worker adopted");
+                    counter!("nodemesh_workers_adopted_total").increment(1);
+                    Session {
+                        task: self,
+                        link: &mut link,
+                    }
+                    .resync();
+                    links.push(link);
+                }
+                Err((worker, e)) => self.out_of_reach(&worker, &e),
             }
-            None => tracing::warn!(pod = %self.record.key, "no worker to adopt: a new one follows"),
         }
-        worker
+        if serving(&links).is_none() {
+            tracing::warn!(pod = %self.record.key, "no worker to adopt: a new one follows");
+        }
+        self.tell_workers(&mut links);
+        links
+    }
+
+    fn out_of_reach(&self, worker: &Newborn, error: &std::io::Error) {
+        tracing::error!(pod = %self.record.key, pid = worker.pid, error = %error, "the worker's channel could not be set up: killing it");
+        let _ = worker.signal(nix::sys::signal::Signal::SIGKILL);
     }
 
     /// Prepares everything but the worker, trying until it works.
-    async fn place(&mut self, has_worker: bool) -> Flow {
+    async fn place(&mut self, has_worker: bool, links: &mut Vec<Link>) -> Flow {
         loop {
             let began = Instant::now();
             let placed = self.try_place(has_worker);
@@ -215,7 +247,7 @@ impl PodTask {
                 }
                 Err(PlaceFault::Later(why)) => self.refused(&why),
             }
-            match self.pause(PLACE_RETRY).await {
+            match self.pause(PLACE_RETRY, links).await {
                 Flow::Go | Flow::Place => {}
                 other => return other,
             }
@@ -242,56 +274,26 @@ impl PodTask {
         sandbox::spawn(&self.shared.image, &birth).map_err(|e| e.to_string())
     }
 
-    /// Serves one worker to its end; or, if the pod is to leave, takes both out.
-    async fn serve(&mut self, worker: &Newborn, adopted: bool) -> SessionEnd {
-        self.report
-            .send_modify(|report| report.worker_pid = u32::try_from(worker.pid).ok());
-        let (cookie, slot) = (self.record.netns_id.cookie, self.record.slot);
-        let (shared, key) = (self.shared.clone(), self.record.key.clone());
-        let walls = self
-            .record
-            .placed
-            .as_ref()
-            .map(|p| p.walls.clone())
-            .unwrap_or_default();
-        let greeted = Session::new(self, worker).and_then(|mut session| {
-            if adopted {
-                session.resync();
-            } else {
-                session.greet()?;
-            }
-            Ok(session)
-        });
-        let mut session = match greeted {
-            Ok(session) => session,
+    /// A new worker, with its first words on their way.
+    pub(super) fn bear(&mut self, part: Part) -> Result<Link, String> {
+        let worker = self.spawn()?;
+        let channel = |e: std::io::Error| format!("its channel could not be set up: {e}");
+        let mut link = Link::new(self, worker, part, false).map_err(|(worker, e)| {
+            self.out_of_reach(&worker, &e);
+            channel(e)
+        })?;
+        let greeted = Session {
+            task: self,
+            link: &mut link,
+        }
+        .greet();
+        match greeted {
+            Ok(()) => Ok(link),
             Err(e) => {
-                let _ = worker.signal(nix::sys::signal::Signal::SIGKILL);
-                return SessionEnd::Died(format!("its channel could not be set up: {e}"));
+                self.out_of_reach(&link.worker, &e);
+                Err(channel(e))
             }
-        };
-        let end = session.run().await;
-        if let SessionEnd::Leave(drain) = end {
-            // Capture first: what the app opens from now on goes its own way.
-            if let Err(e) = shared.capture().withdraw(cookie, slot, &walls) {
-                tracing::error!(pod = %key, error = %e, "the pod's capture could not be removed");
-            }
-            session.finish(drain).await;
         }
-        drop(session);
-        if !matches!(end, SessionEnd::Detached) {
-            self.ended_at.get_or_insert_with(Instant::now);
-            self.counters.worker_ended();
-            self.report.send_modify(|report| {
-                report.worker_pid = None;
-                report.ready = false;
-                report.worker_version.clear();
-                report.policy_version.clear();
-                // The next worker finds out anew.
-                report.unhealthy = false;
-                report.health_detail.clear();
-            });
-        }
-        end
     }
 
     fn oom_kills(&self) -> u64 {
@@ -305,11 +307,11 @@ impl PodTask {
             return how;
         }
         self.report.send_modify(|report| report.oom_kills += kills);
-        let limit_mib = self.allotment.budget.memory_max_mib;
+        let limit_mib = self.allotment.memory_max_mib();
         format!("{how}: out of memory, its cgroup allows {limit_mib} MiB (memory.max)")
     }
 
-    async fn await_restart(&mut self, lived: Duration, how: &str) -> Flow {
+    async fn await_restart(&mut self, lived: Duration, how: &str, links: &mut Vec<Link>) -> Flow {
         let now = Instant::now();
         let own = self.policy.after(lived);
         let wait = own.max(self.shared.work.restart(now) - now);
@@ -337,17 +339,18 @@ impl PodTask {
         });
         match wait.is_zero() {
             true => Flow::Go,
-            false => self.pause(wait).await,
+            false => self.pause(wait, links).await,
         }
     }
 
-    /// Waits, and hears commands meanwhile. The kernel's policy doesn't wait for a worker, nor does
-    /// what is watched for.
-    async fn pause(&mut self, wait: Duration) -> Flow {
+    /// Waits, and hears commands meanwhile, and workers that drain. The kernel's policy doesn't wait
+    /// for a worker, nor does what is watched for.
+    async fn pause(&mut self, wait: Duration, links: &mut Vec<Link>) -> Flow {
         let end = Instant::now() + wait;
         let mut changes = self.shared.discovery.changes();
         changes.mark_changed();
         loop {
+            let shared = self.shared.clone();
             tokio::select! {
                 Ok(()) = changes.changed(), if self.rules.are_in_use() => {
                     let discovery = self.shared.discovery.clone();
@@ -356,9 +359,15 @@ impl PodTask {
                     }
                 }
                 command = self.commands.recv() => match command {
-                    Some(Command::Leave(_)) => return Flow::Leave,
+                    Some(Command::Leave(_)) => {
+                        self.end_all(links).await;
+                        return Flow::Leave;
+                    }
                     Some(Command::Metrics(reply)) => {
                         let _ = reply.send(self.counters.totals());
+                    }
+                    Some(Command::Roll(reply)) => {
+                        let _ = reply.send(Err("the pod has no worker that serves".to_owned()));
                     }
                     None => return Flow::Detached,
                 },
@@ -367,8 +376,13 @@ impl PodTask {
                         return Flow::Go;
                     }
                     if self.look() {
+                        self.end_all(links).await;
                         return Flow::Place;
                     }
+                }
+                // Before the pod is placed there is nothing to be steered to whoever is ready.
+                (at, event) = next(links, &shared.work), if self.placed => {
+                    self.happened(links, at, event).await;
                 }
                 () = tokio::time::sleep_until(end) => return Flow::Go,
             }

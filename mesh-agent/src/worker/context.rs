@@ -99,6 +99,8 @@ pub(crate) enum Phase {
     Serving,
     /// Finishing what it has.
     Draining,
+    /// The time to drain is over: what is open is cut.
+    Over,
 }
 
 /// What every task of one worker shares. One thread: no lock anywhere.
@@ -220,7 +222,19 @@ impl Context {
     pub(crate) async fn draining(&self) {
         let mut phase = self.phase.subscribe();
         // The sender lives as long as `self`.
-        let _phase = phase.wait_for(|phase| *phase == Phase::Draining).await;
+        let _phase = phase.wait_for(|phase| *phase != Phase::Serving).await;
+    }
+
+    /// The time to drain is over: every flow is cut, and says so.
+    pub(crate) fn cut_all(&self) {
+        self.phase.send_replace(Phase::Over);
+        // What flows watch anyway: a watch more would cost each of them memory.
+        self.policy.changed();
+    }
+
+    /// Whether the time to drain is over.
+    pub(crate) fn is_over(&self) -> bool {
+        *self.phase.borrow() == Phase::Over
     }
 
     /// Dials another place from the pod's address.

@@ -144,12 +144,17 @@ impl Flow {
         }
     }
 
-    /// Ends when a change refuses the flow, which is counted and told.
+    /// Ends when a change refuses the flow, or the worker's time to drain is over, which is counted
+    /// and told.
     pub(crate) async fn cut(&mut self, context: &Context) {
         loop {
             if self.changes.changed().await.is_err() {
                 // The worker is going away, and takes the flow with it.
                 return std::future::pending().await;
+            }
+            if context.is_over() {
+                let fault = self.fault(Reason::DrainOver, None);
+                return self.tell(context, Outcome::Cut, &fault);
             }
             let Some(policy) = context.policy.in_force() else {
                 continue;

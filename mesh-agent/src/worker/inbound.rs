@@ -17,7 +17,7 @@ use mesh_core::reason::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -42,6 +42,9 @@ use super::turn;
 /// How long an alert may take, and how many bytes are thrown away meanwhile.
 const ALERT_MAY_TAKE: Duration = Duration::from_secs(1);
 const MOST_DISCARDED: usize = 64 * 1024;
+/// How long a tunnel takes streams at least, also when the worker drains: whoever has made it
+/// has a flow that waits for it, and may not be able to try anew.
+const SERVES_AT_LEAST: Duration = Duration::from_secs(1);
 
 type Tunnel = Connection<TlsStream<ReadAhead>, Chunk>;
 
@@ -186,6 +189,8 @@ async fn drive(context: Rc<Context>, mut tunnel: Tunnel, caller: Caller, standin
     let mut proves_anew = standing.proves_anew();
     let mut epoch = context.epoch.subscribe();
     let mut leaving = false;
+    let young = sleep(SERVES_AT_LEAST);
+    tokio::pin!(young);
     let ping = tunnel.ping_pong();
     let keep_alive = async {
         match ping {
@@ -202,7 +207,7 @@ async fn drive(context: Rc<Context>, mut tunnel: Tunnel, caller: Caller, standin
                 tunnel.graceful_shutdown();
                 continue;
             }
-            () = context.draining(), if !leaving => {
+            () = async { context.draining().await; young.as_mut().await }, if !leaving => {
                 leaving = true;
                 tunnel.graceful_shutdown();
                 continue;

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use mesh_api::worker::{FdKind, Listeners as ListenersMessage, to_supervisor::Message};
 use mesh_common::{PORT_HBONE, PORT_OUTBOUND, PORT_PLAINTEXT};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -124,7 +125,14 @@ impl Listeners {
                             rest = REST.0;
                             turn::give_way();
                             match context.admission.rate(way) {
-                                Ok(()) => drop(tokio::task::spawn_local(serve(stream, peer))),
+                                Ok(()) => {
+                                    // Counted from here on: a worker that begins to drain before
+                                    // the task has had its first turn waits for it.
+                                    let in_hand = context.metrics.open(Count::InHand);
+                                    // Not a block that awaits, which would hold the future twice.
+                                    let served = serve(stream, peer).map(move |()| drop(in_hand));
+                                    tokio::task::spawn_local(served);
+                                }
                                 Err(fault) => {
                                     let peer = socket::canonical(peer);
                                     let reports = &context.reports;

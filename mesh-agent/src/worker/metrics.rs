@@ -52,6 +52,9 @@ counts! {
     TunnelsInbound = "nodemesh_tunnels_open", "inbound";
     /// Streams of others' tunnels that are open.
     StreamsInbound = "nodemesh_streams_open", "inbound";
+    /// Connections that were accepted and are not done with: the app's, plain ones, callers' tunnels
+    /// from their handshake on.
+    InHand = "nodemesh_accepted_open", "";
     /// Bytes of flows that wait in this worker for a socket or a window.
     Buffered = "nodemesh_buffered_bytes", "";
     /// Flows that were reset because too many bytes waited in this worker.
@@ -143,12 +146,13 @@ impl Metrics {
         self.counts[count as usize].get()
     }
 
-    /// Waits until no flow is open.
+    /// Waits until no flow is open, and nothing that was accepted is still to become one.
     pub(crate) async fn idle(&self) {
+        const BUSY: [Count; 3] = [Count::InHand, Count::InboundOpen, Count::OutboundOpen];
         loop {
             let mut closed = pin!(self.closed.notified());
             closed.as_mut().enable();
-            if self.get(Count::InboundOpen) == 0 && self.get(Count::OutboundOpen) == 0 {
+            if BUSY.iter().all(|gauge| self.get(*gauge) == 0) {
                 return;
             }
             closed.await;

@@ -77,6 +77,8 @@ use socket::{CaptureHooks, KernelHooks};
 
 /// How long the last words to the supervisor may take.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long flows have to say that they are cut when the time to drain is over.
+const LAST_FLOWS: Duration = Duration::from_secs(1);
 
 /// Serves one pod until the supervisor drains or replaces this worker.
 ///
@@ -377,8 +379,7 @@ impl Worker {
                 .await;
             send_applied(&context).await;
             send_ready(&context).await;
-            context.discovery.ask_again().await;
-            context.sources.ask_again().await;
+            ask_again(context).await;
             health.tell_again();
         });
         Ok(())
@@ -399,8 +400,10 @@ impl Worker {
             let message = tokio::select! {
                 () = &mut idle => break,
                 () = &mut deadline => {
-                    let open = context.open_flows();
-                    tracing::warn!(open, "connections were cut at the deadline of the drain");
+                    context.cut_all();
+                    // Each flow says of itself that it is cut. What waits for something else ends
+                    // with the process.
+                    let _left = timeout(LAST_FLOWS, &mut idle).await;
                     break;
                 }
                 message = receive(&channel), if heard => message,
@@ -411,15 +414,20 @@ impl Worker {
                 Ok(Some((M::MetricsRequest(request), _))) => send_metrics(&context, request.id),
                 // What is not trusted any more ends its tunnels also here.
                 Ok(Some((M::TrustBundle(bundle), _))) => drop(self.certifier.trust_bundle(bundle)),
+                Ok(Some((M::Limits(limits), _))) => context.admission.set(&limits),
                 Ok(Some((M::Resync(_), _))) => {
                     self.batch = Batch::default();
                     self.certifier.begin_anew();
+                    spawn_local(ask_again(context.clone()));
                 }
                 Ok(Some(_)) => {}
                 // The supervisor has gone; the flows have not.
                 Ok(None) | Err(_) => heard = false,
             }
         }
+        // What it has counted since it was asked last would be lost with it.
+        send_metrics(&context, 0);
+        self.outbox_is_empty().await;
         farewell(
             &channel,
             to_supervisor::Message::Drained(mesh_api::worker::Drained {}),
@@ -427,6 +435,17 @@ impl Worker {
         .await;
         Ok(())
     }
+
+    /// Waits until everything that was queued has been sent, a moment at most.
+    async fn outbox_is_empty(&self) {
+        let _slow = timeout(FAREWELL, self.context.outbox.delivered()).await;
+    }
+}
+
+/// A new supervisor follows for this worker what it still wants to know.
+async fn ask_again(context: Rc<Context>) {
+    context.discovery.ask_again().await;
+    context.sources.ask_again().await;
 }
 
 async fn send_key(context: &Context, key: &PodKey) -> anyhow::Result<()> {

@@ -29,6 +29,12 @@ impl Outbox {
         self.0.try_send((wrap(message), Vec::new())).is_ok()
     }
 
+    /// Waits until nothing is queued. What is being sent at that moment may not have gone.
+    pub(crate) async fn delivered(&self) {
+        // All places are free again when everything was taken out.
+        let _all = self.0.reserve_many(QUEUE).await;
+    }
+
     /// Queues a message, waiting for room.
     pub(crate) async fn send(&self, message: Message, fds: Vec<OwnedFd>) {
         if self.0.send((wrap(message), fds)).await.is_err() {

@@ -223,6 +223,9 @@ reasons! {
         TunnelRotated = "tunnel_rotated",
             "the certificate of a tunnel was replaced, its peer can't be shown the new one, and its time to drain is over",
             "let both ends run Nodemesh, which needs no new connection, or give the agent a longer --tunnel-drain";
+        DrainOver = "drain_over",
+            "the connection was still open when its worker, which another has replaced or whose pod has left the mesh, had no more time to finish",
+            "let the app connect anew, which it can at once, or give the agent a longer --drain-for";
     }
 
     "At the destination's worker", "a reset (`ECONNRESET`)" {

@@ -114,6 +114,11 @@ impl Agent {
         Ok(())
     }
 
+    /// Runs another program from the next start on.
+    pub fn set_program(&mut self, program: PathBuf) {
+        self.daemon.set_program(program);
+    }
+
     /// Ends it by SIGTERM and starts it again.
     ///
     /// # Errors

@@ -18,7 +18,13 @@ pub(crate) const PORT: u16 = 7000;
 
 /// The two nodes, with a neighbour of the client on its node.
 pub(crate) fn lab() -> Lab {
-    Lab::with_mesh(Plan::two_nodes().pod(PodSpec::new("shop", "neighbour"))).unwrap()
+    lab_with(|plan| plan)
+}
+
+/// The same, planned otherwise.
+pub(crate) fn lab_with(plan: impl FnOnce(Plan) -> Plan) -> Lab {
+    let two_nodes = Plan::two_nodes().pod(PodSpec::new("shop", "neighbour"));
+    Lab::with_mesh(plan(two_nodes)).unwrap()
 }
 
 pub(crate) fn serve(pod: &Pod) -> App {

@@ -78,6 +78,17 @@ pub struct RunArgs {
     /// [default: 600]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86400))]
     pub tunnel_drain: Option<u32>,
+    /// Seconds that a worker which was replaced may take to finish the connections that it has; no
+    /// longer than its certificate holds. What is left then is reset [default: 3600]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=604_800))]
+    pub drain_for: Option<u32>,
+    /// When workers that run another program than this one are replaced: "auto", one after the other
+    /// from the start on, or "manual", on `mesh-agent roll`
+    #[arg(long, value_name = "auto|manual", default_value = "auto")]
+    pub roll: String,
+    /// How many pods' workers are replaced at a time [default: 1]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub roll_at_once: Option<u16>,
     /// Seconds that workloads' certificates are asked to live; control gives no more than its own
     /// limit, and this by default
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(5..=86400))]
@@ -128,12 +139,19 @@ pub struct Config {
     pub check_every: Duration,
     /// How long a tunnel may go on after its certificate was replaced.
     pub tunnel_drain: Duration,
+    /// How long a worker that was replaced may take for what it has.
+    pub drain_for: Duration,
+    /// Workers of another program are replaced without being asked.
+    pub roll_by_itself: bool,
+    /// Pods whose workers are replaced at one time.
+    pub roll_at_once: usize,
     /// How long workloads' certificates are asked to live, in seconds; 0 leaves it to control.
     pub certificate_lifetime_s: u32,
 }
 
 const CHECK_EVERY_S: u16 = 5;
 const TUNNEL_DRAIN_S: u32 = 600;
+const DRAIN_FOR_S: u32 = 3600;
 
 /// One mistake in the command line.
 #[derive(Debug, thiserror::Error)]
@@ -211,6 +229,14 @@ impl Config {
         let unserved = unserved
             .map_err(|why| faults.push(fault("--unserved", &raw.unserved, why)))
             .unwrap_or(OnUnserved::CutOff);
+        let roll_by_itself = match raw.roll.as_str() {
+            "auto" => true,
+            "manual" => false,
+            other => {
+                faults.push(fault("--roll", other, "neither auto nor manual"));
+                false
+            }
+        };
         let resolvers = check::resolvers(&raw.resolvers, &mut faults);
         if raw.cluster_id.is_empty() || raw.cluster_id.contains('/') {
             let why = "must not be empty or contain '/'";
@@ -251,6 +277,9 @@ impl Config {
             bpffs: raw.bpffs,
             check_every: Duration::from_secs(raw.check_every.unwrap_or(CHECK_EVERY_S).into()),
             tunnel_drain: Duration::from_secs(raw.tunnel_drain.unwrap_or(TUNNEL_DRAIN_S).into()),
+            drain_for: Duration::from_secs(raw.drain_for.unwrap_or(DRAIN_FOR_S).into()),
+            roll_by_itself,
+            roll_at_once: raw.roll_at_once.unwrap_or(1).into(),
             certificate_lifetime_s: raw.certificate_lifetime.unwrap_or(0),
         })
     }
@@ -277,6 +306,7 @@ mod tests {
             cluster_id: "a/b".to_owned(),
             resolvers: vec!["10.96.0.10".to_owned(), "dns.local".to_owned()],
             unserved: "open".to_owned(),
+            roll: "soon".to_owned(),
             run_dir: Some("relative".into()),
             ..RunArgs::default()
         };
@@ -292,6 +322,7 @@ mod tests {
             "--log-format",
             "--cluster-id",
             "--unserved",
+            "--roll",
             "--resolver",
             "--run-dir",
             "--bpffs",
@@ -301,6 +332,6 @@ mod tests {
                 "{option}: {text:#?}"
             );
         }
-        assert_eq!(faults.len(), 12, "{text:#?}");
+        assert_eq!(faults.len(), 13, "{text:#?}");
     }
 }

@@ -29,6 +29,10 @@ impl Node {
                 reply,
             } => self.remove(&namespace, &name, reply),
             Ask::Status { reply } => drop(reply.send(self.status())),
+            Ask::Roll { all, reply } => {
+                self.shared.roll.by_hand(&self.shared, all);
+                let _ = reply.send(self.status());
+            }
         }
     }
 
@@ -136,6 +140,7 @@ impl Node {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             control: self.shared.control.report(),
+            roll: self.shared.roll.report(&self.shared),
             pods: self
                 .pods
                 .values()

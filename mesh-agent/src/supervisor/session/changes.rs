@@ -12,11 +12,14 @@ use super::Session;
 use crate::supervisor::discovery::Discovery;
 use crate::supervisor::lookups::Lookups;
 use crate::supervisor::packets::batch;
+use crate::supervisor::pods::Part;
 
 /// What the worker knows.
 pub(super) struct Told {
     pub(super) changes: watch::Receiver<u64>,
     lookups: Lookups,
+    /// Which state of the pod's rules it was told last.
+    generation: Option<u64>,
     /// Version that the policy sent last was made from; `None` before there is one.
     policy: Option<String>,
     /// The worker has said that it is in force.
@@ -38,6 +41,7 @@ impl Told {
         Self {
             changes: discovery.changes(),
             lookups: Lookups::new(discovery.asked().clone()),
+            generation: None,
             policy: None,
             applied: false,
             limits: None,
@@ -56,11 +60,11 @@ impl Told {
 impl Session<'_> {
     /// The first message that waited is with the worker.
     pub(super) fn sent(&mut self) {
-        let sent = self.outbox.pop_front();
+        let sent = self.link.outbox.pop_front();
         let message = sent.and_then(|(message, _)| message.message);
         if matches!(message, Some(ForWorker::Changes(_))) {
-            self.told.waiting -= 1;
-            if self.told.due {
+            self.link.told.waiting -= 1;
+            if self.link.told.due {
                 self.tell_worker();
             }
         }
@@ -74,8 +78,8 @@ impl Session<'_> {
             tracing::error!(%pod, what, "too large to be told to the worker, left out");
         }
         for message in batch.messages {
-            self.told.waiting += 1;
-            self.post(ForWorker::Changes(message));
+            self.link.told.waiting += 1;
+            self.link.post(ForWorker::Changes(message));
         }
     }
 
@@ -83,36 +87,46 @@ impl Session<'_> {
     pub(super) fn discovery_changed(&mut self) {
         let discovery = self.task.shared.discovery.clone();
         if let Some(view) = discovery.known() {
-            self.told.policy_due |= self.task.follow_discovery(&view);
+            self.task.follow_discovery(&view);
             drop(view);
-            let limits = self.task.limits();
-            if self.told.limits.replace(limits) != Some(limits) {
-                self.post(ForWorker::Limits(limits));
-            }
+            // The same for all of the pod's workers: whoever takes it in first.
+            let generation = Some(self.task.rules.generation);
+            self.link.told.policy_due |= self.link.told.generation != generation;
+            self.link.told.generation = generation;
+            self.limits_changed();
             self.tell_worker();
+        }
+    }
+
+    /// Tells the worker its limits if they are others.
+    pub(in crate::supervisor) fn limits_changed(&mut self) {
+        let limits = self.task.limits();
+        if self.link.told.limits.replace(limits) != Some(limits) {
+            self.link.post(ForWorker::Limits(limits));
         }
     }
 
     /// Tells the worker what is news to it, once it has taken what was told before: one that is
     /// slow gets the latest, not every state in between.
     fn tell_worker(&mut self) {
-        self.told.due = self.told.waiting > 0;
+        self.link.told.due = self.link.told.waiting > 0;
         let discovery = self.task.shared.discovery.clone();
-        let Some(view) = discovery.known().filter(|_| !self.told.due) else {
+        let Some(view) = discovery.known().filter(|_| !self.link.told.due) else {
             return;
         };
         let policy = self
+            .link
             .told
             .policy_due
             .then(|| self.task.rules.message(&view.version));
         let policy = policy.flatten();
         if policy.is_some() {
-            self.told.policy_due = false;
-            self.told.policy = Some(view.version.to_string());
-            self.told.applied = false;
+            self.link.told.policy_due = false;
+            self.link.told.policy = Some(view.version.to_string());
+            self.link.told.applied = false;
         }
-        self.told.current = view.version.clone();
-        let answers = self.told.lookups.refresh(&view);
+        self.link.told.current = view.version.clone();
+        let answers = self.link.told.lookups.refresh(&view);
         drop(view);
         self.tell(policy.map(Change::Policy).into_iter().chain(answers));
         self.report_policy();
@@ -124,7 +138,11 @@ impl Session<'_> {
     ) -> Result<(), String> {
         let discovery = self.task.shared.discovery.clone();
         let view = discovery.known();
-        let answer = self.told.lookups.destination(view.as_deref(), question)?;
+        let answer = self
+            .link
+            .told
+            .lookups
+            .destination(view.as_deref(), question)?;
         self.tell(answer);
         Ok(())
     }
@@ -132,22 +150,25 @@ impl Session<'_> {
     pub(super) fn asked_source(&mut self, question: &ResolveSource) -> Result<(), String> {
         let discovery = self.task.shared.discovery.clone();
         let view = discovery.known();
-        let answer = self.told.lookups.source(view.as_deref(), question)?;
+        let answer = self.link.told.lookups.source(view.as_deref(), question)?;
         self.tell(answer);
         Ok(())
     }
 
     /// The worker has a policy in force.
     pub(super) fn applied(&mut self, version: &str) {
-        if self.told.policy.as_deref() == Some(version) {
-            self.told.applied = true;
+        if self.link.told.policy.as_deref() == Some(version) {
+            self.link.told.applied = true;
             self.report_policy();
         }
     }
 
-    fn report_policy(&self) {
+    pub(in crate::supervisor) fn report_policy(&self) {
+        if self.link.part != Part::Serving {
+            return;
+        }
         let audit = self.task.rules.audit();
-        let in_force = self.told.applied.then_some(&*self.told.current);
+        let in_force = self.link.told.applied.then_some(&*self.link.told.current);
         self.task.report.send_if_modified(|report| {
             let level = audit.map(Into::into);
             let news = report.level != level

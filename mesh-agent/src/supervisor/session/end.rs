@@ -3,21 +3,18 @@
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use mesh_api::worker::Drain;
 use mesh_api::worker::to_supervisor::Message as FromWorker;
-use mesh_api::worker::to_worker::Message as ForWorker;
 use nix::sys::signal::Signal;
 use tokio::time::timeout;
 
-use super::{END_PATIENCE, OUTBOX_LIMIT, STEP_PATIENCE, Session, SessionEnd, send_first};
+use super::{END_PATIENCE, Link, OUTBOX_LIMIT, STEP_PATIENCE, send_first};
 use crate::sandbox::Exit;
 
-impl Session<'_> {
+impl Link {
     /// Asks the worker to finish and sees to it that it is gone.
     pub(in crate::supervisor) async fn finish(&mut self, drain: Duration) {
         if !drain.is_zero() {
-            let deadline_ms = u32::try_from(drain.as_millis()).unwrap_or(u32::MAX);
-            self.post(ForWorker::Drain(Drain { deadline_ms }));
+            self.post_drain(drain);
             let flush_and_wait = async {
                 while !self.outbox.is_empty() {
                     tokio::select! {
@@ -32,17 +29,17 @@ impl Session<'_> {
             };
             let _ = timeout(drain + END_PATIENCE, flush_and_wait).await;
         }
-        self.bury(Duration::ZERO).await;
+        let _how = self.bury(Duration::ZERO).await;
     }
 
     /// Waits for the worker's end, and hastens it after `patience`.
-    pub(super) async fn bury(&mut self, patience: Duration) -> SessionEnd {
+    pub(in crate::supervisor) async fn bury(&mut self, patience: Duration) -> String {
         if timeout(patience, self.death.readable()).await.is_err() {
             // ESRCH: it has ended meanwhile.
             let sent = self.worker.signal(Signal::SIGKILL);
             if timeout(STEP_PATIENCE, self.death.readable()).await.is_err() {
                 let error = sent.err().map(tracing::field::display);
-                tracing::error!(pod = %self.task.record.key, pid = self.worker.pid, error, "the worker doesn't end on SIGKILL (a stuck device or debugger?)");
+                tracing::error!(pod = %self.pod, pid = self.worker.pid, error, "the worker doesn't end on SIGKILL (a stuck device or debugger?)");
             }
         }
         self.listen_to_last_words();
@@ -53,10 +50,10 @@ impl Session<'_> {
             Ok(None) => "still there".to_owned(),
             Err(e) => format!("end unknown: {e}"),
         };
-        SessionEnd::Died(match self.last_words.take() {
+        match self.last_words.take() {
             Some(words) => format!("{words} ({exit})"),
             None => exit,
-        })
+        }
     }
 
     /// What a dead worker had sent: its reason, most of all. All of it is read, or what rides
@@ -65,11 +62,11 @@ impl Session<'_> {
         for _ in 0..OUTBOX_LIMIT {
             match self.channel.recv_from_anybody().now_or_never() {
                 None => return,
-                Some(Ok(Some((message, _)))) => {
-                    if let Some(FromWorker::StartFailed(failed)) = message.message {
-                        self.last_words = Some(failed.why);
-                    }
-                }
+                Some(Ok(Some((message, _)))) => match message.message {
+                    Some(FromWorker::StartFailed(failed)) => self.last_words = Some(failed.why),
+                    Some(FromWorker::Metrics(metrics)) => self.last_counts = metrics.counters,
+                    _ => {}
+                },
                 // An empty packet, or one that is none; or nothing more, again and again.
                 Some(_) => {}
             }

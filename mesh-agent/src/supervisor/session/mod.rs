@@ -1,9 +1,13 @@
-//! One running worker, from its start or adoption to its end: the supervisor's side of the
-//! channel.
+//! A pod's workers, from their start or adoption to their end: the supervisor's side of their
+//! channels.
+//!
+//! A [`Link`] is one worker with what is under way with it; [`Session`] is a link in the hands of
+//! its pod's task, while it hears what has happened.
 
 mod certificates;
 mod changes;
 mod end;
+mod hear;
 
 use std::collections::VecDeque;
 use std::future::pending;
@@ -12,21 +16,26 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use mesh_api::WORKER_PROTOCOL_VERSION;
-use mesh_api::worker::to_supervisor::Message as FromWorker;
 use mesh_api::worker::to_worker::Message as ForWorker;
-use mesh_api::worker::{Certificate, Counter, MetricsRequest, Resync, Start, ToWorker};
+use mesh_api::worker::{
+    Certificate, Counter, Drain, Health, MetricsRequest, Replace, Resync, Start, ToSupervisor,
+    ToWorker,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::budget::Budget;
+use super::budget::{Budget, NodeBudget};
 use super::events;
 use super::join::now_s;
-use super::signing::{Signing, next_signing};
+use super::legacy::Legacy;
+use super::pods::{Part, PodKey};
+use super::signing::{Signing, SigningEvent, next_signing};
 use super::trust::Bundle;
-use super::workers::{Command, PodTask};
+use super::workers::PodTask;
 use crate::channel::SupervisorChannel;
 use crate::handed::Handed;
 use crate::sandbox::Newborn;
@@ -40,19 +49,23 @@ const STEP_PATIENCE: Duration = Duration::from_secs(5);
 const SIGNING_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a worker whose channel is closed may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(1);
+/// How much longer than it was given a draining worker may take to cut what is left.
+const CUT_PATIENCE: Duration = Duration::from_secs(3);
+/// How often a draining worker is asked what is left.
+const ASK_DRAINING: Duration = Duration::from_secs(2);
 /// When an enrolment that the kernel refused is tried again.
 const ENROL_RETRY: Duration = Duration::from_secs(1);
 
-/// How a session came to its end.
+/// How a pod's workers came to their end.
 #[derive(Debug)]
 pub(super) enum SessionEnd {
-    /// The worker is gone, unasked; says how.
+    /// The worker that serves is gone, unasked; says how.
     Died(String),
-    /// The pod is leaving; its worker may take that long to finish what is open.
+    /// The pod is leaving; its workers may take that long to finish what is open.
     Leave(Duration),
-    /// The pod can't be served any more and is cut off; the worker is gone.
+    /// The pod can't be served any more and is cut off; the workers are gone.
     Unserved,
-    /// The supervisor is going away; the worker stays.
+    /// The supervisor is going away; the workers stay.
     Detached,
 }
 
@@ -75,10 +88,33 @@ async fn until(at: Option<Instant>) {
     }
 }
 
+/// What has happened with a worker.
+pub(super) enum Event {
+    Received(io::Result<Option<(ToSupervisor, Vec<Handed>)>>),
+    Ended,
+    Sent(io::Result<()>),
+    Signing(SigningEvent),
+    /// Its budget of messages is used up.
+    HeldBack,
+    DiscoveryChanged,
+    TrustChanged,
+    Tick,
+}
+
 /// One worker and what is under way with it.
-pub(super) struct Session<'a> {
-    task: &'a mut PodTask,
-    worker: &'a Newborn,
+pub(super) struct Link {
+    pub(super) part: Part,
+    pub(super) worker: Newborn,
+    /// It runs another program than those that are started now.
+    pub(super) outdated: bool,
+    /// It speaks another version of the protocol: nothing is said to it but that it is replaced.
+    pub(super) foreign: bool,
+    /// An earlier supervisor has started it.
+    adopted: bool,
+    pub(super) started: Instant,
+    /// Of a worker that is to take over: what the pod has from it when it does.
+    pub(super) legacy: Legacy,
+    pod: PodKey,
     channel: SupervisorChannel,
     death: AsyncFd<OwnedFd>,
     outbox: Outbox,
@@ -94,30 +130,66 @@ pub(super) struct Session<'a> {
     sign_later: Option<(Instant, Vec<u8>)>,
     scrapes: Vec<(u64, oneshot::Sender<Vec<Counter>>)>,
     next_scrape: u64,
-    /// When the worker counts as stuck, unless it takes its next step.
+    /// When the worker counts as stuck, unless it takes its next step, or has to be gone.
     deadline: Option<Instant>,
     /// The worker is ready but the kernel refused the enrolment: when to try again.
     enrol_at: Option<Instant>,
-    ready: bool,
+    /// A draining worker is asked then what is left.
+    ask_at: Option<Instant>,
+    pub(super) ready: bool,
+    pub(super) certificate_not_after_s: Option<i64>,
+    /// Of a worker that is to take over: what it said of its app.
+    health: Option<Health>,
+    version: String,
     last_words: Option<String>,
+    /// What it has counted, told on its way out.
+    pub(super) last_counts: Vec<Counter>,
 }
 
-impl<'a> Session<'a> {
-    pub(super) fn new(task: &'a mut PodTask, worker: &'a Newborn) -> io::Result<Self> {
-        let channel = SupervisorChannel::new(worker.channel.try_clone()?)?;
-        let pidfd = worker.pidfd.try_clone()?;
-        // SAFETY: the descriptor is owned by the `AsyncFd` and never replaced or closed in it.
-        let death = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
-            .map_err(|e| e.into_parts().1)?;
+/// What happens next with any of these, and with which.
+pub(super) async fn next(links: &mut [Link], work: &NodeBudget) -> (usize, Event) {
+    if links.is_empty() {
+        return pending().await;
+    }
+    let all = links.iter_mut().map(|link| Box::pin(link.next(work)));
+    let (event, at, _) = select_all(all).await;
+    (at, event)
+}
+
+impl Link {
+    pub(super) fn new(
+        task: &PodTask,
+        worker: Newborn,
+        part: Part,
+        adopted: bool,
+    ) -> Result<Self, (Newborn, io::Error)> {
+        let registered = (|| {
+            let channel = SupervisorChannel::new(worker.channel.try_clone()?)?;
+            let pidfd = worker.pidfd.try_clone()?;
+            // SAFETY: the descriptor is owned by the `AsyncFd` and never replaced or closed in it.
+            let death = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
+                .map_err(|e| e.into_parts().1)?;
+            Ok((channel, death))
+        })();
+        let (channel, death) = match registered {
+            Ok(registered) => registered,
+            Err(e) => return Err((worker, e)),
+        };
         let now = Instant::now();
-        Ok(Self {
-            told: Told::new(&task.shared.discovery),
-            trust: task.shared.trust.changes(),
-            task,
+        let mut link = Self {
+            part,
+            outdated: adopted && task.shared.is_outdated(worker.pid),
+            foreign: false,
+            adopted,
+            started: now,
+            legacy: Legacy::default(),
+            pod: task.record.key.clone(),
             worker,
             channel,
             death,
             outbox: Outbox::new(),
+            told: Told::new(&task.shared.discovery),
+            trust: task.shared.trust.changes(),
             budget: Budget::new(now),
             closed: false,
             lines: events::LineBudget::new(now),
@@ -128,12 +200,26 @@ impl<'a> Session<'a> {
             next_scrape: 1,
             deadline: Some(now + STEP_PATIENCE),
             enrol_at: None,
+            ask_at: None,
             ready: false,
+            certificate_not_after_s: None,
+            health: None,
+            version: String::new(),
             last_words: None,
-        })
+            last_counts: Vec::new(),
+        };
+        if let Part::Draining { until_s } = part {
+            let left = u64::try_from(until_s - now_s()).unwrap_or(0);
+            link.drains_until(now + Duration::from_secs(left));
+        }
+        Ok(link)
     }
 
     fn post(&mut self, message: ForWorker) {
+        let stable = matches!(message, ForWorker::Replace(_) | ForWorker::Drain(_));
+        if self.foreign && !stable {
+            return;
+        }
         self.outbox.push_back((
             ToWorker {
                 message: Some(message),
@@ -142,6 +228,85 @@ impl<'a> Session<'a> {
         ));
     }
 
+    pub(super) fn is_draining(&self) -> bool {
+        matches!(self.part, Part::Draining { .. })
+    }
+
+    /// The time that it has for its next step begins now.
+    pub(super) fn begin_step(&mut self) {
+        if !self.is_draining() && self.deadline.is_some() {
+            self.deadline = Some(Instant::now() + STEP_PATIENCE);
+        }
+    }
+
+    fn drains_until(&mut self, end: Instant) {
+        self.deadline = Some(end + CUT_PATIENCE);
+        self.enrol_at = None;
+        self.sign_later = None;
+        self.signing = None;
+        self.ask_at = Some(Instant::now());
+    }
+
+    /// The worker is replaced: it takes nothing new, and has this long for what it has.
+    pub(super) fn replace(&mut self, drain: Duration, until_s: i64) {
+        let deadline_ms = u32::try_from(drain.as_millis()).unwrap_or(u32::MAX);
+        self.part = Part::Draining { until_s };
+        self.drains_until(Instant::now() + drain);
+        self.post(ForWorker::Replace(Replace { deadline_ms }));
+    }
+
+    fn post_drain(&mut self, drain: Duration) {
+        let deadline_ms = u32::try_from(drain.as_millis()).unwrap_or(u32::MAX);
+        self.post(ForWorker::Drain(Drain { deadline_ms }));
+    }
+
+    /// Waits for what happens next. Dropping it loses nothing.
+    async fn next(&mut self, work: &NodeBudget) -> Event {
+        let backlog = self.outbox.len() >= OUTBOX_LIMIT;
+        let closed_until = self.budget.closed_until(work, Instant::now());
+        let was_closed = std::mem::replace(&mut self.closed, closed_until.is_some());
+        if self.closed && !was_closed {
+            return Event::HeldBack;
+        }
+        let sign_at = self.sign_later.as_ref().map(|(at, _)| *at);
+        let wake = [
+            self.deadline,
+            self.enrol_at,
+            self.ask_at,
+            sign_at,
+            closed_until,
+        ];
+        let wake = wake.into_iter().flatten().min();
+        tokio::select! {
+            biased;
+            received = self.channel.recv_from_anybody(), if !backlog && closed_until.is_none() => {
+                Event::Received(received)
+            }
+            _ = self.death.readable() => Event::Ended,
+            sent = send_first(&self.channel, &self.outbox) => Event::Sent(sent),
+            event = next_signing(&mut self.signing) => Event::Signing(event),
+            Ok(()) = self.told.changes.changed() => Event::DiscoveryChanged,
+            Ok(()) = self.trust.changed() => Event::TrustChanged,
+            () = until(wake) => Event::Tick,
+        }
+    }
+
+    pub(super) fn scrape(&mut self, reply: Option<oneshot::Sender<Vec<Counter>>>) {
+        self.scrapes.retain(|(_, waiting)| !waiting.is_closed());
+        let id = self.next_scrape;
+        self.next_scrape += 1;
+        self.scrapes.extend(reply.map(|reply| (id, reply)));
+        self.post(ForWorker::MetricsRequest(MetricsRequest { id }));
+    }
+}
+
+/// A worker in the hands of its pod's task.
+pub(super) struct Session<'a> {
+    pub(super) task: &'a mut PodTask,
+    pub(super) link: &'a mut Link,
+}
+
+impl Session<'_> {
     /// First words to a worker that was just started.
     pub(super) fn greet(&mut self) -> io::Result<()> {
         self.task.legacy.drop_dead();
@@ -151,7 +316,7 @@ impl<'a> Session<'a> {
             duplicates.push(fd);
         }
         let limits = self.task.limits();
-        self.told.limits = Some(limits);
+        self.link.told.limits = Some(limits);
         let start = Start {
             protocol_version: WORKER_PROTOCOL_VERSION,
             instance: self.task.shared.config.instance.clone(),
@@ -161,218 +326,39 @@ impl<'a> Session<'a> {
             fds,
         };
         let message = Some(ForWorker::Start(start));
-        self.outbox.push_back((ToWorker { message }, duplicates));
+        self.link
+            .outbox
+            .push_back((ToWorker { message }, duplicates));
         self.post_trust();
         self.discovery_changed();
-        if let Some(svid) = self.task.legacy.valid_svid(now_s()) {
-            let chain = svid.chain.clone();
-            self.post(ForWorker::Certificate(Certificate { chain }));
-        }
+        self.post_certificate();
         Ok(())
     }
 
     /// First words to a worker that an earlier supervisor started.
     pub(super) fn resync(&mut self) {
-        self.post(ForWorker::Resync(Resync {}));
+        self.link.post(ForWorker::Resync(Resync {}));
         self.post_trust();
         self.discovery_changed();
+        if self.link.part == Part::Next {
+            // The earlier supervisor may not have come to it.
+            self.post_certificate();
+        }
+    }
+
+    /// The certificate of the worker before, if there is one that goes with its key.
+    fn post_certificate(&mut self) {
+        if let Some(svid) = self.task.legacy.valid_svid(now_s()) {
+            let chain = svid.chain.clone();
+            self.link
+                .post(ForWorker::Certificate(Certificate { chain }));
+        }
     }
 
     fn post_trust(&mut self) {
-        let bundle = self.trust.borrow_and_update().clone();
+        let bundle = self.link.trust.borrow_and_update().clone();
         for part in bundle.for_worker() {
-            self.post(ForWorker::TrustBundle(part));
-        }
-    }
-
-    /// Serves the worker until it ends or the pod leaves.
-    pub(super) async fn run(&mut self) -> SessionEnd {
-        loop {
-            let backlog = self.outbox.len() >= OUTBOX_LIMIT;
-            let closed_until = self.closed_until();
-            let sign_at = self.sign_later.as_ref().map(|(at, _)| *at);
-            let wake = [self.deadline, self.enrol_at, sign_at, closed_until];
-            let wake = wake.into_iter().flatten().min();
-            let fault = tokio::select! {
-                biased;
-                command = self.task.commands.recv() => match command {
-                    Some(Command::Leave(drain)) => return SessionEnd::Leave(drain),
-                    Some(Command::Metrics(reply)) => { self.scrape(reply); Ok(()) }
-                    None => return SessionEnd::Detached,
-                },
-                received = self.channel.recv_from_anybody(), if !backlog && closed_until.is_none() => {
-                    match received {
-                        Ok(Some((message, fds))) => self.hear(message.message, fds),
-                        Ok(None) => return self.bury(END_PATIENCE).await,
-                        Err(e) => Err(format!("unreadable: {e}")),
-                    }
-                }
-                _ = self.death.readable() => return self.bury(END_PATIENCE).await,
-                sent = send_first(&self.channel, &self.outbox) => match sent {
-                    Ok(()) => { self.sent(); Ok(()) }
-                    Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
-                        self.sent();
-                        tracing::error!(pod = %self.task.record.key, error = %e, "message to the worker left out");
-                        Ok(())
-                    }
-                    Err(_) => return self.bury(END_PATIENCE).await,
-                },
-                _ = self.task.watch.due() => {
-                    self.task.settle_budget();
-                    if self.task.look() {
-                        self.bury(Duration::ZERO).await;
-                        return SessionEnd::Unserved;
-                    }
-                    Ok(())
-                }
-                event = next_signing(&mut self.signing) => { self.signing_event(event); Ok(()) }
-                Ok(()) = self.told.changes.changed() => { self.discovery_changed(); Ok(()) }
-                Ok(()) = self.trust.changed() => { self.post_trust(); Ok(()) }
-                () = until(wake) => self.tick(),
-            };
-            if let Err(why) = fault {
-                tracing::error!(pod = %self.task.record.key, pid = self.worker.pid, why, "the worker broke the protocol or is stuck: killing it");
-                self.last_words = Some(why);
-                return self.bury(Duration::ZERO).await;
-            }
-        }
-    }
-
-    /// Until when nothing more is to be read from the worker. That it is so is counted and told.
-    fn closed_until(&mut self) -> Option<Instant> {
-        let now = Instant::now();
-        let until = self.budget.closed_until(&self.task.shared.work, now);
-        if until.is_some() && !self.closed {
-            self.task.held_back("messages");
-            if self.lines.allow(now) {
-                tracing::warn!(pod = %self.task.record.key, "the worker sends more messages than its budget allows: they are read more slowly");
-            }
-        }
-        self.closed = until.is_some();
-        until
-    }
-
-    fn tick(&mut self) -> Result<(), String> {
-        let now = Instant::now();
-        if self.deadline.is_some_and(|at| at <= now) {
-            let patience_s = STEP_PATIENCE.as_secs();
-            return Err(format!(
-                "no next step towards being ready in {patience_s} s"
-            ));
-        }
-        if self.enrol_at.is_some_and(|at| at <= now) {
-            self.enrol();
-        }
-        if let Some((_, csr)) = self.sign_later.take_if(|(at, _)| *at <= now) {
-            self.sign(csr, now);
-        }
-        Ok(())
-    }
-
-    fn step_taken(&mut self) {
-        let signing = self.signing.is_some() || self.sign_later.is_some();
-        // Without policy it can't be ready, and that is not its fault.
-        let waiting = signing || self.ready || !self.told.has_policy();
-        self.deadline = (!waiting).then(|| Instant::now() + STEP_PATIENCE);
-    }
-
-    /// Takes one message; what can't be is the fault of a broken or seized worker.
-    fn hear(&mut self, message: Option<FromWorker>, fds: Vec<Handed>) -> Result<(), String> {
-        self.budget.spend(&self.task.shared.work, Instant::now());
-        self.task
-            .counters
-            .count("nodemesh_supervisor_messages_total", "");
-        let Some(message) = message else {
-            return Ok(());
-        };
-        let carries = matches!(
-            message,
-            FromWorker::Listeners(_) | FromWorker::PrivateKey(_)
-        );
-        if !carries && !fds.is_empty() {
-            return Err("descriptors with a message that has none".to_owned());
-        }
-        match message {
-            FromWorker::Hello(hello) if hello.protocol_version != WORKER_PROTOCOL_VERSION => {
-                return Err(format!(
-                    "it speaks version {} of the protocol, this supervisor {WORKER_PROTOCOL_VERSION}",
-                    hello.protocol_version
-                ));
-            }
-            FromWorker::Hello(hello) => {
-                let version = events::word(&hello.version);
-                self.task.report.send_modify(|r| r.worker_version = version);
-            }
-            FromWorker::Listeners(listeners) => {
-                let cookie = self.task.record.netns_id.cookie;
-                let before = self.task.legacy.sockets();
-                self.task
-                    .legacy
-                    .take_listeners(&listeners.fds, fds, cookie)?;
-                if self.ready {
-                    self.task.listeners_changed(&before);
-                    self.enrol();
-                }
-            }
-            FromWorker::PrivateKey(_) => self.task.legacy.take_key(fds)?,
-            FromWorker::CertificateRequest(request) => self.asked_to_sign(request.csr),
-            FromWorker::Ready(ready) => {
-                self.ready = true;
-                self.task.report.send_modify(|report| {
-                    report.certificate_not_after_s = Some(ready.certificate_not_after_s);
-                });
-                self.enrol();
-            }
-            FromWorker::ResolveDestination(question) => self.asked_destination(&question)?,
-            FromWorker::ResolveSource(question) => self.asked_source(&question)?,
-            FromWorker::Refusal(refusal) => {
-                if self.lines.allow(Instant::now()) {
-                    events::log_worker_refusal(&self.task.record.key, &refusal);
-                }
-            }
-            FromWorker::TunnelOpened(tunnel) => {
-                if self.lines.allow(Instant::now()) {
-                    events::log_tunnel(&self.task.record.key, &tunnel);
-                }
-            }
-            FromWorker::Metrics(metrics) => {
-                self.task.counters.update(&metrics.counters);
-                if let Some(at) = self.scrapes.iter().position(|(id, _)| *id == metrics.id) {
-                    let (_, reply) = self.scrapes.swap_remove(at);
-                    let _ = reply.send(self.task.counters.totals());
-                }
-            }
-            FromWorker::Applied(applied) => self.applied(&applied.version),
-            FromWorker::Health(health) => self.task.health_told(&health, &mut self.lines),
-            FromWorker::Drained(_) => {}
-            FromWorker::StartFailed(failed) => {
-                self.task.stumbled(&failed.why);
-                self.last_words = Some(failed.why);
-            }
-        }
-        self.step_taken();
-        Ok(())
-    }
-
-    fn scrape(&mut self, reply: oneshot::Sender<Vec<Counter>>) {
-        self.scrapes.retain(|(_, waiting)| !waiting.is_closed());
-        let id = self.next_scrape;
-        self.next_scrape += 1;
-        self.scrapes.push((id, reply));
-        self.post(ForWorker::MetricsRequest(MetricsRequest { id }));
-    }
-
-    /// The worker is ready: steers traffic to it. Doing so again changes nothing.
-    fn enrol(&mut self) {
-        match self.task.enrol() {
-            Ok(()) => {
-                self.enrol_at = None;
-                self.task.now_enrolled(self.worker.pid);
-            }
-            Err(why) => {
-                self.task.stumbled(&why);
-                self.enrol_at = Some(Instant::now() + ENROL_RETRY);
-            }
+            self.link.post(ForWorker::TrustBundle(part));
         }
     }
 }

@@ -6,6 +6,7 @@ mod app;
 mod hold;
 mod http2;
 mod open_loop;
+mod short;
 mod tally;
 mod tls;
 
@@ -34,6 +35,7 @@ at a tunnel port, by mutual TLS, with MORE the folder of the credentials:
   rapid-reset, continuation, pings, settings, zero-window
                HTTP/2, with MORE also ADDRESS:PORT of the app: what the name says
 what is measured:
+  short        MORE requests a second to an HTTP server, each on a connection of its own
   open-loop    to `serve`, with MORE requests a second, and from which second to which they count
   hold         MORE connections to an HTTP server, AT_ONCE unanswered: each asks once and is kept";
 
@@ -58,6 +60,7 @@ fn run(words: &[&str]) -> io::Result<()> {
         ("unread", []) => load.run(app::unread),
         ("connects", []) => load.run_once(app::connects),
         ("lookups", []) => load.run(app::lookups),
+        ("short", [rate]) => short::run(&load, parse(rate)?),
         ("hold", [total]) => hold::run(&load, parse(total)?),
         ("silent", []) => load.run(tls::silent),
         ("trickle", []) => load.run(tls::trickle),
