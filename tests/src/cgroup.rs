@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::wait;
 
@@ -123,15 +125,25 @@ fn tree(path: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// For cgroup v1, which can't be killed as a whole.
+fn kill_each(path: &Path) {
+    for pid in pids_below(path) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
 /// Kills what is in a group and below it and removes them all. A group that is gone
 /// already is no error.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    let _ = fs::write(path.join("cgroup.kill"), "1");
+    let killed = fs::write(path.join("cgroup.kill"), "1").is_ok();
     let what = format!("cgroup {} to go", path.display());
     wait::until_true(&what, Duration::from_secs(5), || {
+        if !killed {
+            kill_each(path);
+        }
         for folder in tree(path).iter().rev() {
             match fs::remove_dir(folder) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),

@@ -37,6 +37,7 @@ pub mod plan;
 pub mod pod;
 pub mod programs;
 pub mod removal;
+pub mod runtime;
 pub mod servers;
 pub mod soak;
 pub mod tool;

@@ -1,12 +1,12 @@
 //! The manifests that the control component reads: the lab's plan as Kubernetes-style YAML.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use crate::plan::{Enrolment, Locality, PodSpec, ServiceSpec};
-use crate::pod::Pod;
 
 /// Label that enrols a namespace.
 pub const ENROLL_LABEL: &str = "nodemesh.dev/enroll";
@@ -83,8 +83,17 @@ pub(crate) fn members_talk_to_members() -> String {
         .join("---\n")
 }
 
-/// A pod and its service account.
-pub(crate) fn pod(spec: &PodSpec, pod: &Pod, node: &str, terminating: bool) -> String {
+/// A service account.
+#[must_use]
+pub fn service_account(namespace: &str, name: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ServiceAccount\nmetadata:\n  name: {name}\n  namespace: {namespace}\n"
+    )
+}
+
+/// A pod, with its service account if that is its own; one that several have is a manifest of its
+/// own. Without addresses it is bound to its node, which has not reported any yet.
+pub(crate) fn pod(spec: &PodSpec, addresses: &[IpAddr], node: &str, terminating: bool) -> String {
     let ports: String = spec
         .ports
         .iter()
@@ -99,11 +108,14 @@ pub(crate) fn pod(spec: &PodSpec, pod: &Pod, node: &str, terminating: bool) -> S
     } else {
         format!("      ports:\n{ports}")
     };
-    let addresses: String = pod
-        .addresses()
+    let addresses: String = addresses
         .iter()
         .map(|address| format!("    - ip: \"{address}\"\n"))
         .collect();
+    let status = match addresses.as_str() {
+        "" => "  phase: Pending\n".to_owned(),
+        addresses => format!("  phase: Running\n  podIPs:\n{addresses}"),
+    };
     let labels: String = spec
         .labels
         .iter()
@@ -113,14 +125,17 @@ pub(crate) fn pod(spec: &PodSpec, pod: &Pod, node: &str, terminating: bool) -> S
         true => "  deletionTimestamp: \"2026-01-01T00:00:00Z\"\n",
         false => "",
     };
+    let own_account = match spec.service_account == spec.name {
+        true => service_account(&spec.namespace, &spec.name) + "---\n",
+        false => String::new(),
+    };
     format!(
-        "apiVersion: v1\nkind: ServiceAccount\nmetadata:\n  name: {account}\n  namespace: {namespace}\n\
-         ---\n\
+        "{own_account}\
          apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  \
          labels:\n    app: {app}\n{labels}{deleted}\
          spec:\n  nodeName: {node}\n  serviceAccountName: {account}\n  \
          containers:\n    - name: {name}\n      image: {name}\n{ports}\
-         status:\n  phase: Running\n  podIPs:\n{addresses}",
+         status:\n{status}",
         account = spec.service_account,
         app = spec.app,
         namespace = spec.namespace,
@@ -129,7 +144,7 @@ pub(crate) fn pod(spec: &PodSpec, pod: &Pod, node: &str, terminating: bool) -> S
 }
 
 /// A service with a virtual address of each family, or with none.
-pub(crate) fn service(spec: &ServiceSpec, addresses: &[std::net::IpAddr]) -> String {
+pub(crate) fn service(spec: &ServiceSpec, addresses: &[IpAddr]) -> String {
     let addresses: String = match spec.headless {
         true => "    - None\n".to_owned(),
         false => addresses
@@ -155,7 +170,7 @@ pub(crate) fn service(spec: &ServiceSpec, addresses: &[std::net::IpAddr]) -> Str
 
 /// Puts a manifest in place at once: a reader sees the old one or the new one.
 pub(crate) fn write(folder: &Path, name: &str, content: &str) -> Result<()> {
-    let staged = folder.with_extension("staged");
+    let staged = folder.with_extension(format!("staged-{name}"));
     let path = folder.join(format!("{name}.yaml"));
     fs::write(&staged, content)
         .and_then(|()| fs::rename(&staged, &path))

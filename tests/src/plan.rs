@@ -103,8 +103,22 @@ impl PodSpec {
         self
     }
 
-    pub(crate) fn key(&self) -> String {
+    /// `<namespace>/<name>`.
+    #[must_use]
+    pub fn key(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Its service account.
+    #[must_use]
+    pub fn service_account_name(&self) -> &str {
+        &self.service_account
+    }
+
+    /// Index of the node that it is to be on.
+    #[must_use]
+    pub fn node_index(&self) -> usize {
+        self.node
     }
 }
 

@@ -44,15 +44,20 @@ programs! {
     PSQL = "psql" in "postgresql-client", "Its client.";
     MARIADB = "mariadbd" in "mariadb-server", "A database whose server speaks first.";
     MARIADB_CLIENT = "mariadb" in "mariadb-client", "Its client.";
+    CONTAINERD = "containerd" in "containerd", "A container runtime.";
+    RUNC = "runc" in "runc", "What it starts containers with.";
+    CNI_PLUGINS = "host-local" in "containernetworking-plugins", "What joins pods to a node.";
+    BUSYBOX = "busybox" in "busybox-static", "All that is in a container.";
 }
 
-const FOLDERS: [&str; 6] = [
+const FOLDERS: [&str; 7] = [
     "/usr/local/bin",
     "/usr/bin",
     "/bin",
     "/usr/sbin",
     "/sbin",
     "/usr/local/sbin",
+    "/usr/lib/cni",
 ];
 
 /// The path of a program: an absolute path as it is, a binary of this workspace, or one of

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::{cgroup, netns};
+use crate::{cgroup, netns, runtime};
 
 /// Name of the cgroup that holds a lab's processes.
 pub(crate) fn cgroup_name(prefix: &str) -> String {
@@ -24,7 +24,7 @@ pub(crate) fn scratch(prefix: &str) -> PathBuf {
 pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// Removes whatever carries the prefix: processes first (so that no supervisor starts a
-/// worker anew), then pins, cgroups, namespaces, files.
+/// worker anew), then pins, cgroups, namespaces, mounts, files.
 pub(crate) fn remove(prefix: &str) {
     // The one with the processes first: others are empty then.
     let mut groups: Vec<PathBuf> = cgroup::mount_point().into_iter().collect();
@@ -42,8 +42,21 @@ pub(crate) fn remove(prefix: &str) {
         netns::remove(&path);
     }
     let folder = scratch(prefix);
+    runtime::release(&folder);
     if folder.exists() {
         report(fs::remove_dir_all(&folder).map_err(Into::into));
+    }
+}
+
+/// Takes away what an agent's kernel has of it, as the end of the machine does.
+pub(crate) fn power_off(instance: &str) -> anyhow::Result<()> {
+    let name = format!("nodemesh-{instance}");
+    for root in cgroup::mount_points()? {
+        cgroup::remove(&root.join(&name))?;
+    }
+    match fs::remove_dir_all(Path::new(BPFFS).join(&name)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
     }
 }
 

@@ -48,6 +48,10 @@ pub(crate) const TEST: &[Program] = &[
     programs::PSQL,
     programs::MARIADB,
     programs::MARIADB_CLIENT,
+    programs::CONTAINERD,
+    programs::RUNC,
+    programs::CNI_PLUGINS,
+    programs::BUSYBOX,
 ];
 
 /// Cargo subcommands that tests use, and the Python packages that carry them built.

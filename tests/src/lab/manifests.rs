@@ -1,6 +1,7 @@
 //! The folder of manifests that the lab's control component follows.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -45,7 +46,10 @@ impl Lab {
 
     pub(super) fn write_pod(&self, pod: &Pod) -> Result<()> {
         let node = self.nodes[pod.node()].name();
-        self.write_manifest(&pod_file(pod), &manifest::pod(&pod.spec, pod, node, false))
+        self.write_manifest(
+            &pod_file(pod),
+            &manifest::pod(&pod.spec, &pod.addresses(), node, false),
+        )
     }
 
     /// Gives a pod other labels than its plan does, beside `app`.
@@ -61,7 +65,29 @@ impl Lab {
         let spec = labels
             .iter()
             .fold(bare, |spec, (key, value)| spec.label(key, value));
-        self.write_manifest(&pod_file(pod), &manifest::pod(&spec, pod, node, false))
+        self.write_manifest(
+            &pod_file(pod),
+            &manifest::pod(&spec, &pod.addresses(), node, false),
+        )
+    }
+
+    /// Says that a pod which the lab did not make is on a node, with these addresses; with none,
+    /// that the node has not reported any yet.
+    ///
+    /// # Errors
+    /// If the manifest can't be written.
+    pub fn declare_pod(&self, spec: &PodSpec, addresses: &[IpAddr]) -> Result<()> {
+        let node = self.nodes[spec.node].name();
+        let content = manifest::pod(spec, addresses, node, false);
+        self.write_manifest(&declared_file(spec), &content)
+    }
+
+    /// Takes [`Self::declare_pod`] back.
+    ///
+    /// # Errors
+    /// If there is no such pod.
+    pub fn withdraw_pod(&self, spec: &PodSpec) -> Result<()> {
+        self.remove_manifest(&declared_file(spec))
     }
 
     /// Says of a pod that it is being deleted: it finishes what it has, and services have it
@@ -71,7 +97,10 @@ impl Lab {
     /// If the manifest can't be written.
     pub fn terminate_pod(&self, pod: &Pod) -> Result<()> {
         let node = self.nodes[pod.node()].name();
-        self.write_manifest(&pod_file(pod), &manifest::pod(&pod.spec, pod, node, true))
+        self.write_manifest(
+            &pod_file(pod),
+            &manifest::pod(&pod.spec, &pod.addresses(), node, true),
+        )
     }
 
     /// Puts a manifest in place at once, as `<name>.yaml`, anew or instead of an earlier one;
@@ -103,5 +132,9 @@ impl Lab {
 }
 
 fn pod_file(pod: &Pod) -> String {
-    format!("pod-{}-{}", pod.namespace(), pod.name())
+    declared_file(&pod.spec)
+}
+
+fn declared_file(spec: &PodSpec) -> String {
+    format!("pod-{}-{}", spec.namespace, spec.name)
 }

@@ -13,10 +13,11 @@ use serde_json::Value;
 use super::control::Control;
 use super::daemon::Daemon;
 use super::run;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::node::Host;
+use crate::plan::PodSpec;
 use crate::pod::Pod;
-use crate::{programs, wait};
+use crate::{programs, removal, wait};
 
 /// Port of its metrics, on the node's loopback.
 pub(super) const METRICS_PORT: u16 = 15020;
@@ -142,12 +143,20 @@ impl Agent {
     /// # Errors
     /// With the agent's reason, and the end of its log.
     pub fn add_pod(&self, pod: &Pod) -> Result<String> {
+        self.add(&pod.spec, &pod.netns.path())
+    }
+
+    /// [`Self::add_pod`] for any pod, with its network namespace.
+    ///
+    /// # Errors
+    /// With the agent's reason, and the end of its log.
+    pub fn add(&self, pod: &PodSpec, netns: &Path) -> Result<String> {
         let timeout = format!("{}s", wait::scaled(wait::PATIENCE).as_secs());
         let mut command = self.admin(&["pod", "add", "--timeout", &timeout]);
         command
-            .args(["--namespace", pod.namespace(), "--name", pod.name()])
+            .args(["--namespace", &pod.namespace, "--name", &pod.name])
             .arg("--netns")
-            .arg(pod.netns.path());
+            .arg(netns);
         run(&mut command).with_context(|| self.daemon.tail())
     }
 
@@ -156,8 +165,16 @@ impl Agent {
     /// # Errors
     /// With the agent's reason.
     pub fn remove_pod(&self, pod: &Pod) -> Result<String> {
+        self.remove(&pod.spec)
+    }
+
+    /// [`Self::remove_pod`] for any pod.
+    ///
+    /// # Errors
+    /// With the agent's reason.
+    pub fn remove(&self, pod: &PodSpec) -> Result<String> {
         let mut command = self.admin(&["pod", "remove"]);
-        command.args(["--namespace", pod.namespace(), "--name", pod.name()]);
+        command.args(["--namespace", &pod.namespace, "--name", &pod.name]);
         run(&mut command)
     }
 
@@ -214,6 +231,24 @@ impl Agent {
         .with_context(|| self.daemon.tail())
     }
 
+    /// How many pods have a cgroup for their worker, in all hierarchies together.
+    ///
+    /// # Errors
+    /// If mounts can't be read.
+    pub fn pod_cgroups(&self) -> Result<usize> {
+        let name = format!("nodemesh-{}", self.instance);
+        let folders = |mount: &PathBuf| {
+            let groups = fs::read_dir(mount.join(&name))
+                .into_iter()
+                .flatten()
+                .flatten();
+            groups
+                .filter(|group| group.file_type().is_ok_and(|kind| kind.is_dir()))
+                .count()
+        };
+        Ok(cgroup::mount_points()?.iter().map(folders).sum())
+    }
+
     /// All its metrics, in the Prometheus text format.
     ///
     /// # Errors
@@ -247,6 +282,17 @@ impl Agent {
         });
         let values = series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
         Ok(values.sum())
+    }
+
+    /// Takes away what does not survive the machine's end: its processes, what it has in the kernel,
+    /// and its run folder.
+    ///
+    /// # Errors
+    /// If it does not run, or something can't be removed.
+    pub fn power_off(&mut self) -> Result<()> {
+        self.daemon.kill9()?;
+        removal::power_off(&self.instance)?;
+        fs::remove_dir_all(&self.run_dir).context("removing the run folder")
     }
 
     /// Takes everything of the agent off this kernel; it must have ended.

@@ -138,6 +138,12 @@ impl Daemon {
         ended.with_context(|| self.tail())
     }
 
+    /// Kills whatever it has started that is still in its cgroup.
+    pub(crate) fn kill_all(&self) -> Result<()> {
+        std::fs::write(self.cgroup.path().join("cgroup.kill"), "1")
+            .with_context(|| format!("killing what {} has started", self.name))
+    }
+
     fn running(&mut self) -> Result<Child> {
         self.child
             .take()
