@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use mesh_agent::check::{self, CheckArgs};
-use mesh_agent::supervisor::admin::{self, Request, Response};
+use mesh_agent::supervisor::admin::{self, PodAdd, Request, Response};
 use mesh_agent::supervisor::config::{Config, EX_USAGE, RunArgs, default_run_dir};
 use mesh_agent::supervisor::report::{Level, PodReport, PodState};
 use mesh_agent::supervisor::unload::UnloadArgs;
@@ -227,12 +227,13 @@ fn pod(command: PodCommand) -> anyhow::Result<()> {
         } => {
             let netns = std::path::absolute(&netns)
                 .with_context(|| format!("--netns {}", netns.display()))?;
-            let request = Request::PodAdd {
+            let request = Request::PodAdd(PodAdd {
                 namespace: pod.namespace,
                 name: pod.name,
                 netns,
                 timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
-            };
+                ..PodAdd::default()
+            });
             let response = ask(&pod.run_dir.run_dir, &request)?;
             println!(
                 "{}",
@@ -245,6 +246,7 @@ fn pod(command: PodCommand) -> anyhow::Result<()> {
             let request = Request::PodRemove {
                 namespace: namespace.clone(),
                 name: name.clone(),
+                container: String::new(),
             };
             ask(&pod.run_dir.run_dir, &request)?;
             println!("{namespace}/{name}: removed");

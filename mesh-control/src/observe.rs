@@ -92,6 +92,10 @@ fn describe() {
         "End of the signing chain, in seconds since the epoch"
     );
     describe_counter!(
+        "nodemesh_control_addresses_refused_total",
+        "Pods' addresses by their nodes' word that are somebody else's"
+    );
+    describe_counter!(
         "nodemesh_control_status_writes_total",
         "Statuses of objects that were written to the Kubernetes API, by what became of it"
     );

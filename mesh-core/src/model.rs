@@ -67,6 +67,8 @@ pub struct Workload {
     pub uid: WorkloadUid,
     /// Pod name.
     pub name: String,
+    /// The pod's UID as its node's kubelet has it; empty where it is not known.
+    pub pod_uid: String,
     /// Its identity: trust domain, namespace, service account.
     pub identity: Identity,
     /// Node it is bound to.
@@ -97,6 +99,7 @@ impl Workload {
         Self {
             uid: uid.into(),
             name: name.into(),
+            pod_uid: String::new(),
             identity,
             node: String::new(),
             addresses: Vec::new(),

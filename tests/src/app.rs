@@ -29,6 +29,7 @@ pub struct PodCommand<'a> {
     environment: Vec<(OsString, OsString)>,
     stdin: Option<File>,
     uid: u32,
+    cgroup: Option<String>,
     timeout: Duration,
 }
 
@@ -65,6 +66,7 @@ impl<'a> PodCommand<'a> {
             environment: Vec::new(),
             stdin: None,
             uid: pod.uid(),
+            cgroup: None,
             timeout: Duration::from_secs(30),
         }
     }
@@ -89,6 +91,13 @@ impl<'a> PodCommand<'a> {
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         let value = value.as_ref().to_owned();
         self.environment.push((name.into(), value));
+        self
+    }
+
+    /// In this cgroup below the pod's, such as one that is named as kubelet names it.
+    #[must_use]
+    pub fn cgroup(mut self, path: &str) -> Self {
+        self.cgroup = Some(path.to_owned());
         self
     }
 
@@ -128,7 +137,9 @@ impl<'a> PodCommand<'a> {
         let path = programs::find(&self.program)?;
         let path = programs::stage(&path, &self.pod.folder)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let cgroup = Cgroup::create(self.pod.cgroup.path().join(format!("{number}-{name}")))?;
+        let group = self.cgroup.take();
+        let group = group.unwrap_or_else(|| format!("{number}-{name}"));
+        let cgroup = Cgroup::create(self.pod.cgroup.path().join(group))?;
         let stdout = self.pod.folder.join(format!("{number}-{name}.out"));
         let stderr = self.pod.folder.join(format!("{number}-{name}.err"));
         let procs = cgroup.procs()?;
@@ -221,6 +232,12 @@ impl App {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its cgroup.
+    #[must_use]
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
     }
 
     /// CPU time that it and its children have had, also once they have ended.

@@ -21,6 +21,7 @@ pub mod app;
 mod bpf;
 pub mod call;
 pub mod cgroup;
+pub mod cni;
 pub mod dialogue;
 pub mod foreign;
 pub mod forger;

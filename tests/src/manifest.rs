@@ -83,6 +83,17 @@ pub(crate) fn members_talk_to_members() -> String {
         .join("---\n")
 }
 
+/// How far a pod has come, as its manifest says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It is bound to its node, which has not reported its addresses yet.
+    Pending,
+    /// It has its addresses.
+    Running,
+    /// It is being deleted.
+    Terminating,
+}
+
 /// A service account.
 #[must_use]
 pub fn service_account(namespace: &str, name: &str) -> String {
@@ -92,8 +103,8 @@ pub fn service_account(namespace: &str, name: &str) -> String {
 }
 
 /// A pod, with its service account if that is its own; one that several have is a manifest of its
-/// own. Without addresses it is bound to its node, which has not reported any yet.
-pub(crate) fn pod(spec: &PodSpec, addresses: &[IpAddr], node: &str, terminating: bool) -> String {
+/// own.
+pub(crate) fn pod(spec: &PodSpec, addresses: &[IpAddr], node: &str, stage: Stage) -> String {
     let ports: String = spec
         .ports
         .iter()
@@ -112,18 +123,24 @@ pub(crate) fn pod(spec: &PodSpec, addresses: &[IpAddr], node: &str, terminating:
         .iter()
         .map(|address| format!("    - ip: \"{address}\"\n"))
         .collect();
-    let status = match addresses.as_str() {
-        "" => "  phase: Pending\n".to_owned(),
-        addresses => format!("  phase: Running\n  podIPs:\n{addresses}"),
+    let status = match stage {
+        Stage::Pending => "  phase: Pending\n".to_owned(),
+        Stage::Running | Stage::Terminating => {
+            format!("  phase: Running\n  podIPs:\n{addresses}")
+        }
+    };
+    let uid = match spec.uid.as_str() {
+        "" => String::new(),
+        uid => format!("  uid: {uid}\n"),
     };
     let labels: String = spec
         .labels
         .iter()
         .map(|(key, value)| format!("    {key}: \"{value}\"\n"))
         .collect();
-    let deleted = match terminating {
-        true => "  deletionTimestamp: \"2026-01-01T00:00:00Z\"\n",
-        false => "",
+    let deleted = match stage {
+        Stage::Terminating => "  deletionTimestamp: \"2026-01-01T00:00:00Z\"\n",
+        Stage::Pending | Stage::Running => "",
     };
     let own_account = match spec.service_account == spec.name {
         true => service_account(&spec.namespace, &spec.name) + "---\n",
@@ -132,7 +149,7 @@ pub(crate) fn pod(spec: &PodSpec, addresses: &[IpAddr], node: &str, terminating:
     format!(
         "{own_account}\
          apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  \
-         labels:\n    app: {app}\n{labels}{deleted}\
+         labels:\n    app: {app}\n{labels}{uid}{deleted}\
          spec:\n  nodeName: {node}\n  serviceAccountName: {account}\n  \
          containers:\n    - name: {name}\n      image: {name}\n{ports}\
          status:\n{status}",

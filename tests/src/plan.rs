@@ -42,6 +42,7 @@ pub struct PodSpec {
     pub(crate) families: Families,
     pub(crate) app: String,
     pub(crate) labels: Vec<(String, String)>,
+    pub(crate) uid: String,
 }
 
 impl PodSpec {
@@ -58,7 +59,15 @@ impl PodSpec {
             families: Families::Dual,
             app: name.to_owned(),
             labels: Vec::new(),
+            uid: String::new(),
         }
+    }
+
+    /// With this UID; otherwise with none.
+    #[must_use]
+    pub fn uid(mut self, uid: &str) -> Self {
+        uid.clone_into(&mut self.uid);
+        self
     }
 
     /// With one more label.

@@ -2,12 +2,14 @@
 //! plugin speaks it, and so do `mesh-agent pod …` and `mesh-agent status`.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -29,22 +31,17 @@ const PROMPT: Duration = Duration::from_secs(30);
 #[serde(tag = "op", rename_all = "kebab-case")]
 pub enum Request {
     /// A pod has come up: pair it with its network namespace.
-    PodAdd {
-        /// Kubernetes namespace.
-        namespace: String,
-        /// Pod name.
-        name: String,
-        /// Path of its network namespace, such as `/run/netns/x` or `/proc/1/ns/net`.
-        netns: PathBuf,
-        /// How long to wait for its enrolment.
-        timeout_ms: u64,
-    },
+    PodAdd(PodAdd),
     /// A pod is going away.
     PodRemove {
         /// Kubernetes namespace.
         namespace: String,
         /// Pod name.
         name: String,
+        /// The sandbox that is going away: if the pod has another by now, that one stays. Empty:
+        /// whichever there is.
+        #[serde(default)]
+        container: String,
     },
     /// Everything about the supervisor and its pods.
     Status,
@@ -54,6 +51,34 @@ pub enum Request {
         /// Every worker, whatever it runs.
         all: bool,
     },
+}
+
+/// A pod that has come up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodAdd {
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    /// Path of its network namespace, such as `/run/netns/x` or `/proc/1/ns/net`.
+    pub netns: PathBuf,
+    /// How long to wait for its enrolment.
+    pub timeout_ms: u64,
+    /// The pod's UID as kubelet has it; empty where it is not known. While control knows another
+    /// pod of that name, it is not enrolled.
+    #[serde(default)]
+    pub uid: String,
+    /// The runtime's id of the pod's sandbox; empty where no runtime asks. A pod that comes with
+    /// another takes the place of the one before.
+    #[serde(default)]
+    pub container: String,
+    /// What the runtime's network plugins say that the pod's addresses are: used while control
+    /// knows none, and checked in the namespace as control's are.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// It was found running: its apps may have connections that began without the mesh.
+    #[serde(default)]
+    pub running: bool,
 }
 
 /// One line back.
@@ -75,15 +100,14 @@ pub struct Response {
 pub(super) enum Ask {
     /// Register a pod; the answer follows its state.
     Add {
-        namespace: String,
-        name: String,
-        netns: PathBuf,
-        reply: oneshot::Sender<Result<watch::Receiver<PodReport>, String>>,
+        pod: PodAdd,
+        reply: oneshot::Sender<Result<watch::Receiver<PodReport>, AddFault>>,
     },
     /// Take a pod out; answered once nothing of it is left.
     Remove {
         namespace: String,
         name: String,
+        container: String,
         reply: oneshot::Sender<Result<(), String>>,
     },
     /// Report.
@@ -95,6 +119,21 @@ pub(super) enum Ask {
         all: bool,
         reply: oneshot::Sender<StatusReport>,
     },
+}
+
+/// Why a pod is not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum AddFault {
+    /// What is in the way of it.
+    Refused(String),
+    /// This sandbox of it is still there, and is to go first.
+    Superseded(String),
+}
+
+impl From<String> for AddFault {
+    fn from(why: String) -> Self {
+        Self::Refused(why)
+    }
 }
 
 /// Makes the socket. A socket that an earlier supervisor left is replaced: the lock on the
@@ -164,44 +203,18 @@ const GOING_AWAY: &str = "the supervisor is going away; try again";
 
 async fn answer(request: Request, asks: &mpsc::Sender<Ask>) -> Response {
     match request {
-        Request::PodAdd {
+        Request::PodAdd(pod) => match add(pod, asks).await {
+            Ok(response) => response,
+            Err(why) => failure(why),
+        },
+        Request::PodRemove {
             namespace,
             name,
-            netns,
-            timeout_ms,
-        } => {
-            let (reply, answer) = oneshot::channel();
-            let ask = Ask::Add {
-                namespace,
-                name,
-                netns,
-                reply,
-            };
-            if asks.send(ask).await.is_err() {
-                return failure(GOING_AWAY);
-            }
-            match answer.await {
-                Ok(Ok(pod)) => await_enrolment(pod, Duration::from_millis(timeout_ms)).await,
-                Ok(Err(why)) => failure(why),
-                Err(_) => failure(GOING_AWAY),
-            }
-        }
-        Request::PodRemove { namespace, name } => {
-            let (reply, answer) = oneshot::channel();
-            let ask = Ask::Remove {
-                namespace,
-                name,
-                reply,
-            };
-            if asks.send(ask).await.is_err() {
-                return failure(GOING_AWAY);
-            }
-            match answer.await {
-                Ok(Ok(())) => Response::default(),
-                Ok(Err(why)) => failure(why),
-                Err(_) => failure(GOING_AWAY),
-            }
-        }
+            container,
+        } => match remove(namespace, name, container, asks).await {
+            Ok(()) => Response::default(),
+            Err(why) => failure(why),
+        },
         Request::Status => {
             let (reply, answer) = oneshot::channel();
             status(asks, Ask::Status { reply }, answer).await
@@ -228,6 +241,54 @@ async fn status(
             ..Response::default()
         },
     )
+}
+
+async fn add(pod: PodAdd, asks: &mpsc::Sender<Ask>) -> Result<Response, String> {
+    let patience = Duration::from_millis(pod.timeout_ms);
+    let known = match ask_to_add(pod.clone(), asks).await? {
+        Err(AddFault::Superseded(container)) => {
+            let PodAdd {
+                namespace, name, ..
+            } = pod.clone();
+            remove(namespace, name, container, asks).await?;
+            ask_to_add(pod, asks).await?
+        }
+        known => known,
+    };
+    match known {
+        Ok(pod) => Ok(await_enrolment(pod, patience).await),
+        Err(AddFault::Refused(why)) => Err(why),
+        Err(AddFault::Superseded(container)) => Err(format!(
+            "the pod's sandbox {container} came meanwhile; try again"
+        )),
+    }
+}
+
+async fn ask_to_add(
+    pod: PodAdd,
+    asks: &mpsc::Sender<Ask>,
+) -> Result<Result<watch::Receiver<PodReport>, AddFault>, String> {
+    let (reply, answer) = oneshot::channel();
+    let sent = asks.send(Ask::Add { pod, reply }).await;
+    sent.map_err(|_| GOING_AWAY)?;
+    Ok(answer.await.map_err(|_| GOING_AWAY)?)
+}
+
+async fn remove(
+    namespace: String,
+    name: String,
+    container: String,
+    asks: &mpsc::Sender<Ask>,
+) -> Result<(), String> {
+    let (reply, answer) = oneshot::channel();
+    let ask = Ask::Remove {
+        namespace,
+        name,
+        container,
+        reply,
+    };
+    asks.send(ask).await.map_err(|_| GOING_AWAY)?;
+    answer.await.map_err(|_| GOING_AWAY)?
 }
 
 /// Waits until it is decided whether the pod is enrolled.
@@ -271,8 +332,20 @@ async fn await_enrolment(mut pod: watch::Receiver<PodReport>, patience: Duration
 /// Asks a running supervisor, from another process.
 ///
 /// # Errors
-/// If no supervisor answers on that socket.
+/// If no supervisor answers on that socket in time.
 pub fn ask(run_dir: &Path, request: &Request) -> io::Result<Response> {
+    let patience = match request {
+        Request::PodAdd(pod) => Duration::from_millis(pod.timeout_ms),
+        _ => PROMPT,
+    };
+    ask_for(run_dir, request, patience + CLIENT_MARGIN)
+}
+
+/// [`ask`], waiting no longer than that for the answer.
+///
+/// # Errors
+/// If no supervisor answers on that socket in time.
+pub fn ask_for(run_dir: &Path, request: &Request, patience: Duration) -> io::Result<Response> {
     let path = run_dir.join(SOCKET_NAME);
     let explain = |e: io::Error| {
         let what = format!(
@@ -281,12 +354,8 @@ pub fn ask(run_dir: &Path, request: &Request) -> io::Result<Response> {
         );
         io::Error::new(e.kind(), what)
     };
-    let mut stream = BlockingStream::connect(&path).map_err(explain)?;
-    let patience = match request {
-        Request::PodAdd { timeout_ms, .. } => Duration::from_millis(*timeout_ms),
-        _ => PROMPT,
-    };
-    stream.set_read_timeout(Some(patience + CLIENT_MARGIN))?;
+    let mut stream = connect(&path, patience).map_err(explain)?;
+    stream.set_read_timeout(Some(patience))?;
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     stream.write_all(&line).map_err(explain)?;
@@ -298,4 +367,12 @@ pub fn ask(run_dir: &Path, request: &Request) -> io::Result<Response> {
         return Err(explain(io::ErrorKind::UnexpectedEof.into()));
     }
     Ok(serde_json::from_str(&answer)?)
+}
+
+/// One that is stopped accepts nothing, and then its queue is full: that is waited for, too.
+fn connect(path: &Path, patience: Duration) -> io::Result<BlockingStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_write_timeout(Some(patience))?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(BlockingStream::from(std::os::fd::OwnedFd::from(socket)))
 }

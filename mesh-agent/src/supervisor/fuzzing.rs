@@ -303,10 +303,8 @@ pub fn kernel_event(bytes: &[u8]) {
 /// A line on the admin socket.
 pub fn admin_request(line: &str) {
     if let Ok(request) = serde_json::from_str::<admin::Request>(line)
-        && let admin::Request::PodAdd {
-            namespace, name, ..
-        } = &request
-        && let Ok(key) = PodKey::new(namespace, name)
+        && let admin::Request::PodAdd(pod) = &request
+        && let Ok(key) = PodKey::new(&pod.namespace, &pod.name)
     {
         is_one_name(&key);
     }

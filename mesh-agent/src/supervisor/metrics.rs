@@ -93,6 +93,30 @@ pub(super) fn install() -> Result<PrometheusHandle, String> {
         "nodemesh_capture_takeover_maps",
         "Kernel maps of another ABI version that this agent shared, copied, or had to begin empty"
     );
+    metrics::describe_gauge!(
+        "nodemesh_cni_installed",
+        "Whether the CNI plugin is where the container runtime looks for it"
+    );
+    metrics::describe_counter!(
+        "nodemesh_cni_writes_total",
+        "Times that the CNI plugin's binary, or its entry, was put in place: at first, and whenever somebody took it away"
+    );
+    metrics::describe_counter!(
+        "nodemesh_cni_install_faults_total",
+        "Times that the CNI plugin could not be put in place, for another reason than before"
+    );
+    metrics::describe_counter!(
+        "nodemesh_pods_found_total",
+        "Pods that were found running and taken into the mesh"
+    );
+    metrics::describe_counter!(
+        "nodemesh_pods_found_refused_total",
+        "Running pods that can't be taken into the mesh, by reason"
+    );
+    metrics::describe_counter!(
+        "nodemesh_pods_gone_total",
+        "Pods that were taken out because their network namespaces were gone"
+    );
     metrics::describe_counter!(
         "nodemesh_tampering_total",
         "What was found changed behind the agent's back, by what it was and what became of it"
@@ -177,18 +201,17 @@ fn node_certificate(shared: &Shared) {
     }
 }
 
-/// Ready means: discovery is known, so that pods can be enrolled.
+/// Ready means: discovery is known, so that pods can be enrolled, and runtimes ask for it.
 fn readiness(shared: &Shared) -> (StatusCode, String) {
-    match shared.discovery.synced() {
-        true => (StatusCode::OK, "ready\n".to_owned()),
-        false => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!(
-                "discovery is not known yet: {}\n",
-                shared.control.report().last_error
-            ),
-        ),
-    }
+    let lacks = match (shared.discovery.synced(), &*shared.cni_fault.borrow()) {
+        (true, None) => return (StatusCode::OK, "ready\n".to_owned()),
+        (true, Some(why)) => format!("the CNI plugin is not in place: {why}\n"),
+        (false, _) => {
+            let why = shared.control.report().last_error;
+            format!("discovery is not known yet: {why}\n")
+        }
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, lacks)
 }
 
 /// Series by name, so that each name's lines stand together.

@@ -5,12 +5,14 @@
 //! runs on one thread; what has to enter a pod's namespace does so on a thread of its own
 //! that ends there.
 //!
-//! - `node` holds the pods that were added and decides by `reconcile` which are enrolled;
+//! - `node` holds the pods that were added, or found running (`kubepods`), and decides by `reconcile`
+//!   which are enrolled;
 //! - `workers` is a pod's task: it prepares the machine and has one worker after the other, each
 //!   served by a `session`, and for a while two side by side (`rolling`) where `roll` replaces those
 //!   of another program;
 //! - `watch` and `look` keep an eye on the pod's namespace, `tamper` tells of what they find, and
 //!   `cut_off` is for pods that can't be served (`unserved`);
+//! - `install` keeps the CNI plugin where the container runtime finds it;
 //! - `confine` gives up what is of no use once it has started;
 //! - `control` keeps the node's certificate (`join`) and the ways to the control component and its
 //!   `replicas`;
@@ -39,9 +41,11 @@ mod follow;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod install;
 mod integrity;
 mod join;
 mod kernel_rules;
+mod kubepods;
 mod legacy;
 mod lock;
 mod look;
@@ -55,6 +59,7 @@ mod packets;
 mod placement;
 mod pods;
 mod ports;
+mod processes;
 mod reconcile;
 mod replicas;
 mod reporter;
@@ -95,6 +100,7 @@ use crate::features::{Features, Need};
 use crate::sandbox::WorkerImage;
 use crate::sandbox::cgroup::{MeshCgroup, enter_host_namespace, probe_move};
 use config::{Config, LogFormat};
+use install::Installer;
 use integrity::Integrity;
 use lock::RunLock;
 use node::Node;
@@ -164,6 +170,11 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
         ),
         None => None,
     };
+    let installer = config.cni.as_ref().map(|cni| {
+        let installer = Installer::new(cni.folders.clone(), &cni.plugin);
+        installer.context("installing the CNI plugin")
+    });
+    let installer = installer.transpose()?;
     confine::confine(&config)?;
     let shared = Arc::new(Shared::new(
         config.clone(),
@@ -184,6 +195,9 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     let socket = admin::listen(&config.run_dir)
         .with_context(|| format!("making the admin socket in {}", config.run_dir.display()))?;
     tokio::spawn(admin::serve(socket, ask));
+    if let Some(installer) = installer {
+        tokio::spawn(installer.keep(shared.clone()));
+    }
     tokio::spawn(events::follow(shared.clone(), events));
     let control = shared.control.clone();
     tokio::spawn(control.clone().keep_credential(config.clone()));

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use mesh_api::convert::address_to_bytes;
 use mesh_api::node as wire;
 use mesh_api::node::node_service_client::NodeServiceClient;
 use tokio::sync::watch;
@@ -172,7 +173,14 @@ fn of_pod(report: &PodReport) -> wire::PodReport {
         worker_memory_bytes: 0,
         unhealthy: report.unhealthy,
         health_detail: report.health_detail.clone(),
+        addresses: seen(report),
     }
+}
+
+/// A pod's addresses, once they were seen in its network namespace.
+fn seen(report: &PodReport) -> Vec<Vec<u8>> {
+    let addresses = report.addresses.iter().filter(|_| report.located);
+    addresses.map(address_to_bytes).collect()
 }
 
 #[cfg(test)]

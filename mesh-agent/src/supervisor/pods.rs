@@ -11,6 +11,7 @@ use mesh_common::MAX_PODS;
 use mesh_core::model::Workload;
 use serde::{Deserialize, Serialize};
 
+use super::admin::PodAdd;
 use super::boot;
 use super::config::is_name;
 use super::join::{chain, write_until_boot};
@@ -68,6 +69,17 @@ pub(super) struct Goal {
     pub(super) identity: String,
     /// The pod's addresses.
     pub(super) addresses: Vec<IpAddr>,
+}
+
+impl Goal {
+    /// Whether a pod that is enrolled for this needs nothing done to be enrolled for `other`.
+    /// Who lists its addresses, a network plugin or kubelet, decides on their order.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        let addresses = |goal: &Self| goal.addresses.iter().copied().collect::<BTreeSet<_>>();
+        self.uid == other.uid
+            && self.identity == other.identity
+            && addresses(self) == addresses(other)
+    }
 }
 
 impl From<&Workload> for Goal {
@@ -130,10 +142,56 @@ pub(super) struct PodRecord {
     /// Its workers while there is more than one; written before one is told to drain.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) workers: Vec<KnownWorker>,
+    /// What was said of the pod when it was added.
+    #[serde(flatten)]
+    pub(super) origin: Origin,
+}
+
+/// How a pod came to be known; see [`PodAdd`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Origin {
+    /// The pod's UID; empty where it is not known.
+    pub(super) pod_uid: String,
+    /// The runtime's id of its sandbox; empty where no runtime has told.
+    pub(super) container: String,
+    /// The addresses that the runtime's network plugins gave it.
+    pub(super) given: Vec<IpAddr>,
+    /// Found running.
+    pub(super) running: bool,
+}
+
+impl Origin {
+    /// Whether nobody is waited for to say that the pod is gone.
+    pub(super) fn comes_and_goes(&self) -> bool {
+        self.running || !self.container.is_empty()
+    }
+
+    /// Whether who speaks of this sandbox means this pod; empty: of any.
+    pub(super) fn is_sandbox(&self, container: &str) -> bool {
+        container.is_empty() || self.container.is_empty() || self.container == container
+    }
+}
+
+impl From<&PodAdd> for Origin {
+    fn from(pod: &PodAdd) -> Self {
+        Self {
+            pod_uid: pod.uid.clone(),
+            container: pod.container.clone(),
+            given: pod.addresses.clone(),
+            running: pod.running,
+        }
+    }
 }
 
 impl PodRecord {
-    pub(super) fn new(key: PodKey, netns: PathBuf, netns_id: NetnsId, slot: u32) -> Self {
+    pub(super) fn new(
+        key: PodKey,
+        netns: PathBuf,
+        netns_id: NetnsId,
+        slot: u32,
+        origin: Origin,
+    ) -> Self {
         Self {
             version: RECORD_VERSION,
             key,
@@ -142,6 +200,7 @@ impl PodRecord {
             slot,
             placed: None,
             workers: Vec::new(),
+            origin,
         }
     }
 
@@ -235,7 +294,7 @@ mod tests {
             cookie: 77,
         };
         let key = PodKey::new("shop", name).unwrap();
-        PodRecord::new(key, "/run/netns/cart".into(), id, 3)
+        PodRecord::new(key, "/run/netns/cart".into(), id, 3, Origin::default())
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use mesh_core::model::Mesh;
 
-use super::pods::{Goal, PodKey};
+use super::pods::{Goal, Origin, PodKey};
 use super::report::PodState;
 
 /// What control says of a pod.
@@ -15,6 +15,8 @@ pub(super) enum Desire {
     Unknown,
     /// The pod is bound to another node.
     Elsewhere(String),
+    /// Control knows another pod of that name: an earlier one, or a later one.
+    Namesake(String),
     /// Its namespace is not enrolled.
     NotInMesh,
     /// Control has no address of it (yet).
@@ -35,16 +37,37 @@ pub(super) enum Step {
 }
 
 /// What control says of a pod; `mesh` is `None` while discovery is unknown.
-pub(super) fn desire(mesh: Option<&Mesh>, node: &str, cluster: &str, key: &PodKey) -> Desire {
+pub(super) fn desire(
+    mesh: Option<&Mesh>,
+    node: &str,
+    cluster: &str,
+    key: &PodKey,
+    origin: &Origin,
+) -> Desire {
     let Some(mesh) = mesh else {
         return Desire::Undecided;
     };
-    match mesh.workload(&key.workload_uid(cluster)) {
-        None => Desire::Unknown,
-        Some(workload) if workload.node != node => Desire::Elsewhere(workload.node.clone()),
-        Some(workload) if !workload.enrolled() => Desire::NotInMesh,
-        Some(workload) if workload.addresses.is_empty() => Desire::NoAddress,
-        Some(workload) => Desire::Enrol(Goal::from(&**workload)),
+    let Some(workload) = mesh.workload(&key.workload_uid(cluster)) else {
+        return Desire::Unknown;
+    };
+    let (known, here) = (&workload.pod_uid, &origin.pod_uid);
+    if !known.is_empty() && !here.is_empty() && known != here {
+        return Desire::Namesake(known.clone());
+    }
+    if workload.node != node {
+        return Desire::Elsewhere(workload.node.clone());
+    }
+    if !workload.enrolled() {
+        return Desire::NotInMesh;
+    }
+    let mut goal = Goal::from(&**workload);
+    if goal.addresses.is_empty() {
+        // Kubelet tells them once the pod's first container runs.
+        goal.addresses.clone_from(&origin.given);
+    }
+    match goal.addresses.is_empty() {
+        true => Desire::NoAddress,
+        false => Desire::Enrol(goal),
     }
 }
 
@@ -52,9 +75,12 @@ pub(super) fn desire(mesh: Option<&Mesh>, node: &str, cluster: &str, key: &PodKe
 pub(super) fn step(current: Option<&Goal>, desire: &Desire) -> Step {
     match (current, desire) {
         (None, Desire::Enrol(goal)) => Step::Start(goal.clone()),
-        (Some(current), Desire::Enrol(goal)) if current == goal => Step::Keep,
-        // A pod without an address is one that control is still learning of.
-        (_, Desire::Undecided) | (None, _) | (Some(_), Desire::NoAddress) => Step::Keep,
+        (Some(current), Desire::Enrol(goal)) if current.is(goal) => Step::Keep,
+        // A pod without an address is one that control is still learning of; one that has given
+        // its name to another is about to end, and stays as it is until then.
+        (_, Desire::Undecided) | (None, _) | (Some(_), Desire::NoAddress | Desire::Namesake(_)) => {
+            Step::Keep
+        }
         (Some(_), _) => Step::Stop,
     }
 }
@@ -74,6 +100,10 @@ pub(super) fn standing(desire: &Desire, node: &str) -> (PodState, String) {
             PodState::Refused,
             format!("control says that it is bound to node {other:?}; this is {node:?}"),
         ),
+        Desire::Namesake(uid) => (
+            PodState::Waiting,
+            format!("control knows another pod of that name, with UID {uid} (yet)"),
+        ),
         Desire::NotInMesh => (
             PodState::NotInMesh,
             "its namespace is not enrolled (label nodemesh.dev/enroll)".to_owned(),
@@ -91,6 +121,7 @@ mod tests {
     use super::*;
     use mesh_core::identity::Identity;
     use mesh_core::model::{Enrolment, Workload};
+    use std::net::IpAddr;
 
     fn key() -> PodKey {
         PodKey::new("shop", "cart").unwrap()
@@ -111,7 +142,13 @@ mod tests {
     }
 
     fn desired(change: impl FnOnce(&mut Workload)) -> Desire {
-        desire(Some(&mesh(change)), "a", "Kubernetes", &key())
+        desire(
+            Some(&mesh(change)),
+            "a",
+            "Kubernetes",
+            &key(),
+            &Origin::default(),
+        )
     }
 
     fn goal() -> Goal {
@@ -128,7 +165,13 @@ mod tests {
         for leaving in [
             desired(|w| w.enrolment = Enrolment::None),
             desired(|w| w.node = "b".to_owned()),
-            desire(Some(&Mesh::default()), "a", "Kubernetes", &key()),
+            desire(
+                Some(&Mesh::default()),
+                "a",
+                "Kubernetes",
+                &key(),
+                &Origin::default(),
+            ),
         ] {
             assert_eq!(step(None, &leaving), Step::Keep, "{leaving:?}");
             assert_eq!(step(Some(&goal()), &leaving), Step::Stop, "{leaving:?}");
@@ -137,13 +180,56 @@ mod tests {
 
     #[test]
     fn while_control_is_silent_everything_stays() {
-        let silent = desire(None, "a", "Kubernetes", &key());
+        let silent = desire(None, "a", "Kubernetes", &key(), &Origin::default());
         assert_eq!(step(Some(&goal()), &silent), Step::Keep);
         assert_eq!(step(None, &silent), Step::Keep);
         assert_eq!(
             step(Some(&goal()), &desired(|w| w.addresses.clear())),
             Step::Keep
         );
+    }
+
+    #[test]
+    fn the_networks_addresses_count_until_control_knows_some() {
+        let given = |addresses: &[&str], change: fn(&mut Workload)| {
+            let origin = Origin {
+                given: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+                ..Origin::default()
+            };
+            desire(Some(&mesh(change)), "a", "Kubernetes", &key(), &origin)
+        };
+        let nothing: fn(&mut Workload) = |w| w.addresses.clear();
+        assert_eq!(given(&[], nothing), Desire::NoAddress);
+        let Desire::Enrol(goal) = given(&["10.0.0.9", "fd00::9"], nothing) else {
+            panic!("it has addresses");
+        };
+        assert_eq!(goal.addresses.len(), 2);
+        // Kubelet has the same, in another order; or others.
+        let same = given(&[], |w| {
+            w.addresses = ["fd00::9", "10.0.0.9"]
+                .map(|a| a.parse::<IpAddr>().unwrap())
+                .into();
+        });
+        assert_eq!(step(Some(&goal), &same), Step::Keep);
+        assert_eq!(step(Some(&goal), &given(&["10.0.0.9"], |_| {})), Step::Stop);
+    }
+
+    #[test]
+    fn a_namesake_is_not_taken_for_the_pod() {
+        let with = |here: &str| {
+            let origin = Origin {
+                pod_uid: here.to_owned(),
+                ..Origin::default()
+            };
+            let mesh = mesh(|w| w.pod_uid = "new".to_owned());
+            desire(Some(&mesh), "a", "Kubernetes", &key(), &origin)
+        };
+        assert_eq!(with("old"), Desire::Namesake("new".to_owned()));
+        assert_eq!(step(None, &with("old")), Step::Keep);
+        assert_eq!(step(Some(&goal()), &with("old")), Step::Keep);
+        for known in ["new", ""] {
+            assert!(matches!(with(known), Desire::Enrol(_)), "{known:?}");
+        }
     }
 
     #[test]

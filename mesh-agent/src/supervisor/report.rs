@@ -105,6 +105,12 @@ pub struct PodReport {
     pub reason: String,
     /// Path of its network namespace, as added.
     pub netns: PathBuf,
+    /// The runtime's id of its sandbox; empty where no runtime has told of it.
+    #[serde(default)]
+    pub container: String,
+    /// It was found running, and not added before its first container started.
+    #[serde(default)]
+    pub running: bool,
     /// Its slot in the kernel's per-pod maps.
     pub slot: u32,
     /// Uid of its worker.
@@ -146,8 +152,11 @@ pub struct PodReport {
     pub certificate_not_after_s: Option<i64>,
     /// SPIFFE ID; empty while unknown.
     pub identity: String,
-    /// Its addresses, by discovery.
+    /// Its addresses, by discovery or, before that knows any, by its network.
     pub addresses: Vec<IpAddr>,
+    /// They were seen in its network namespace.
+    #[serde(skip)]
+    pub(super) located: bool,
     /// Its level; absent while discovery doesn't say.
     pub level: Option<Level>,
     /// Version of the worker's program; empty while there is none.
@@ -178,6 +187,8 @@ impl PodReport {
             state: PodState::Waiting,
             reason: String::new(),
             netns: PathBuf::new(),
+            container: String::new(),
+            running: false,
             slot: 0,
             uid: 0,
             cgroup: String::new(),
@@ -195,6 +206,7 @@ impl PodReport {
             certificate_not_after_s: None,
             identity: String::new(),
             addresses: Vec::new(),
+            located: false,
             level: None,
             worker_version: String::new(),
             policy_version: String::new(),
@@ -246,6 +258,9 @@ pub struct StatusReport {
     /// The replacement of workers by those of another program.
     #[serde(default)]
     pub roll: RollReport,
+    /// Why the CNI plugin is not in place, where it is to be.
+    #[serde(default)]
+    pub cni_fault: Option<String>,
     /// Every pod that was added.
     pub pods: Vec<PodReport>,
 }

@@ -38,6 +38,8 @@ pub(super) struct Shared {
     pub(super) roll: Roll,
     /// What is in the images of workers that were adopted.
     images: Mutex<HashMap<ImageId, ImageDigest>>,
+    /// Why the CNI plugin is not in place; `None` where it is, or none is to be.
+    pub(super) cni_fault: watch::Sender<Option<String>>,
     capture: Mutex<Capture>,
     pods: Mutex<BTreeMap<PodKey, PodHandle>>,
 }
@@ -61,7 +63,12 @@ impl Shared {
     ) -> Self {
         let discovery = Discovery::new(&config.node, &config.resolvers);
         let trust = TrustStore::open(&config);
+        let cni_fault = config
+            .cni
+            .as_ref()
+            .map(|_| "it is being installed".to_owned());
         Self {
+            cni_fault: watch::Sender::new(cni_fault),
             config,
             mesh_cgroup,
             image,

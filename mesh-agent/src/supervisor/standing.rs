@@ -60,6 +60,7 @@ impl PodTask {
             let news = report.state != PodState::Enrolled || !report.ready;
             report.state = PodState::Enrolled;
             report.ready = true;
+            report.located = true;
             report.reason.clear();
             news
         });

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 
-use super::config::{default_run_dir, is_instance};
+use super::config::{CniFolderArgs, default_run_dir, is_instance};
+use super::install;
 use super::lock::RunLock;
 use super::netns::Netns;
 use super::placement::remove_cgroup;
@@ -30,6 +31,9 @@ pub struct UnloadArgs {
     /// Where bpffs is mounted
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
+    /// The CNI plugin is taken out of these, as given to `mesh-agent run`.
+    #[command(flatten)]
+    pub cni: CniFolderArgs,
 }
 
 /// Removes workers, capture, cgroups, reserved ports and the run folder of an instance.
@@ -50,6 +54,11 @@ pub fn unload(args: &UnloadArgs) -> anyhow::Result<()> {
         .then(|| RunLock::take(&run_dir))
         .transpose();
     let lock = lock.context("unload needs the supervisor to have ended")?;
+    let mut wrong = Vec::new();
+    let cni = args.cni.clone().validate(&mut wrong);
+    if let Some(wrong) = wrong.first() {
+        bail!("{wrong}");
+    }
     crate::sandbox::cgroup::enter_host_namespace()?;
     sysctls::make_writable().context("making /proc/sys writable for this container")?;
     let mesh = MeshCgroup::open(&args.instance)?;
@@ -58,6 +67,10 @@ pub fn unload(args: &UnloadArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     let mut left = Vec::new();
+    // First of all: with the entry, and without an agent, no pod would start.
+    for fault in cni.iter().flat_map(install::take_out) {
+        left.push(format!("CNI plugin: {fault}"));
+    }
     // Capture before workers: an app's connection must not be sent to a worker that is gone.
     note(&mut left, "capture", Capture::unload(&options));
     release_ports(&run_dir, &mut left);

@@ -136,6 +136,7 @@ impl PodTask {
             report.reason = "its worker is being started".to_owned();
             report.identity.clone_from(&self.goal.identity);
             report.addresses.clone_from(&self.goal.addresses);
+            report.located = false;
         });
         let mut links = self.adopt();
         self.cut = self

@@ -141,6 +141,7 @@ pub fn workload_from_wire(
     Ok(Workload {
         uid: uid.into(),
         name,
+        pod_uid: workload.pod_uid.clone(),
         identity: Identity::new(trust_domain, &namespace, service_account)?,
         node: workload.node.clone(),
         addresses: workload
@@ -273,6 +274,7 @@ pub fn workload_to_wire(workload: &Workload, cluster_id: &str) -> wire::Workload
             .map(|(key, ports)| (key.to_string(), port_list(ports)))
             .collect(),
         budget: budget::to_wire(&workload.budget),
+        pod_uid: workload.pod_uid.clone(),
         ..Default::default()
     }
 }

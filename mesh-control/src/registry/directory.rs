@@ -278,6 +278,11 @@ impl Directory {
         }
     }
 
+    /// Name of the workload or service that has this address.
+    pub(super) fn owner(&self, address: IpAddr) -> Option<&Arc<str>> {
+        self.by_address.get(&address)
+    }
+
     /// The workloads of a namespace.
     pub(super) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Workload>> {
         let names = self.by_namespace.get(namespace).into_iter().flatten();

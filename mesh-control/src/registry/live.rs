@@ -1,7 +1,8 @@
-//! The state of the mesh as it is served: what the sources say, and over it the health that
-//! nodes report of their own pods.
+//! The state of the mesh as it is served: what the sources say, and over it what nodes report of
+//! their own pods: health, and addresses that the source doesn't say yet.
 
 mod coverage;
+mod overlay;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Deref;
@@ -11,16 +12,14 @@ use std::time::{Duration, Instant};
 use mesh_api::STATE_CUT_OFF;
 use mesh_api::admin::{NodeStatus, PodStatus, Status};
 use mesh_api::node::NodeReport;
-use mesh_core::model::{Enrolment, Health, Workload, WorkloadUid};
+use mesh_core::model::{Enrolment, Health, WorkloadUid};
 use tokio::sync::{Notify, watch};
 
 pub use coverage::{Coverage, Scope};
 
 use super::report::{NodeRecord, TooManyReports};
 use super::versions::Versions;
-use super::{
-    Change, Changed, Directory, Interest, Pending, Resource, ResourceType, StreamId, Subject, Topic,
-};
+use super::{Change, Changed, Directory, Interest, Pending, Resource, StreamId, Subject, Topic};
 
 /// A node without pods that has been silent for so long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
@@ -41,8 +40,11 @@ pub struct Registry {
 #[derive(Debug)]
 struct State {
     served: Directory,
-    /// Of pods that are served as unhealthy: what the sources say.
-    unhealthy: BTreeMap<WorkloadUid, Arc<Resource>>,
+    /// Of pods that are served in another way than the sources say, by what their nodes report:
+    /// what the sources say.
+    overlaid: BTreeMap<WorkloadUid, Arc<Resource>>,
+    /// Pods with an address by their nodes' word that is another's.
+    contested: BTreeSet<WorkloadUid>,
     nodes: BTreeMap<String, NodeRecord>,
     interest: Interest,
     news: HashMap<StreamId, Arc<Notify>>,
@@ -71,7 +73,8 @@ impl Registry {
             version: watch::Sender::new(sources.version()),
             state: Mutex::new(State {
                 served: sources,
-                unhealthy: BTreeMap::new(),
+                overlaid: BTreeMap::new(),
+                contested: BTreeSet::new(),
                 nodes: BTreeMap::new(),
                 interest: Interest::default(),
                 news: HashMap::new(),
@@ -98,10 +101,10 @@ impl Registry {
     pub fn set_sources(&self, sources: &Directory, now: Instant) -> u64 {
         let mut state = self.lock();
         let mut changes = state.served.changes_to(sources);
-        // What differs in health alone is what a node has said.
+        // What differs from what the sources said before is news, not what a node has said.
         changes.retain(|change| match change {
             Change::Put(resource) => state
-                .unhealthy
+                .overlaid
                 .get(&resource.name)
                 .is_none_or(|told| told.version != resource.version),
             Change::Remove(..) => true,
@@ -141,7 +144,7 @@ impl Registry {
         record.take(node, report, served.mesh(), now)?;
         let after = record.pods.keys().cloned();
         let pods: BTreeSet<WorkloadUid> = before.into_iter().chain(after).collect();
-        let changes = pods.iter().filter_map(|uid| state.overlaid(uid)).collect();
+        let changes = pods.iter().filter_map(|uid| state.anew(uid)).collect();
         self.change(&mut state, changes, now);
         Ok(())
     }
@@ -226,18 +229,21 @@ impl Registry {
         told
     }
 
-    /// Makes changes of the sources, or of health, and wakes those that they concern.
+    /// Makes changes of the sources, or of what lies over them, and wakes those that they concern.
     fn change(&self, state: &mut State, changes: Vec<Change>, now: Instant) {
-        let changes = changes.into_iter().map(|change| state.over(change));
-        let changes: Vec<Change> = changes.collect();
-        let changed = state.served.apply(changes);
+        let changes = state.over(changes);
+        let mut changed = state.served.apply(changes);
+        for one in &changed {
+            state.moved(one);
+        }
+        // An address may have become free.
+        let waiting = state.contested_anew();
+        let waiting = state.over(waiting);
+        changed.extend(state.served.apply(waiting));
         if changed.is_empty() {
             return;
         }
-        for one in &changed {
-            state.moved(one);
-            log_health(one);
-        }
+        changed.iter().for_each(log_health);
         for id in state.interest.note(&changed, now) {
             if let Some(news) = state.news.get(&id) {
                 news.notify_one();
@@ -255,56 +261,6 @@ impl Registry {
 }
 
 impl State {
-    /// A change of the sources, with what nodes say over it.
-    fn over(&mut self, change: Change) -> Change {
-        match change {
-            Change::Put(resource) => Change::Put(self.with_health(resource)),
-            Change::Remove(kind, name) => {
-                if kind == ResourceType::Address {
-                    self.unhealthy.remove(&name);
-                }
-                Change::Remove(kind, name)
-            }
-        }
-    }
-
-    /// What is served of a resource of the sources.
-    fn with_health(&mut self, resource: Arc<Resource>) -> Arc<Resource> {
-        let Subject::Workload(workload, _) = &resource.subject else {
-            return resource;
-        };
-        if !self.says_unhealthy(workload) {
-            self.unhealthy.remove(&resource.name);
-            return resource;
-        }
-        let served = Resource::workload(Workload {
-            health: Health::Unhealthy,
-            ..Workload::clone(workload)
-        });
-        self.unhealthy.insert(resource.name.clone(), resource);
-        Arc::new(served)
-    }
-
-    /// What the sources say of a pod of which a node has just spoken, to be served anew if that is
-    /// news.
-    fn overlaid(&self, uid: &str) -> Option<Change> {
-        let served = self.served.resource(ResourceType::Address, uid)?;
-        let source = self.unhealthy.get(uid);
-        let Subject::Workload(workload, _) = &served.subject else {
-            return None;
-        };
-        let news = self.says_unhealthy(workload) != source.is_some();
-        news.then(|| Change::Put(source.unwrap_or(served).clone()))
-    }
-
-    /// What the node of a workload says of it. A node counts for the pods that are bound to it
-    /// now.
-    fn says_unhealthy(&self, workload: &Workload) -> bool {
-        let record = self.nodes.get(&workload.node);
-        let told = record.and_then(|record| record.pods.get(&workload.uid));
-        told.is_some_and(|pod| pod.unhealthy)
-    }
-
     /// A pod that is gone, or has gone to another node, is none that its node speaks for.
     fn moved(&mut self, changed: &Changed) {
         let (Some(old), new) = (&changed.old, &changed.new) else {
@@ -316,6 +272,7 @@ impl State {
             );
             if let Some(record) = self.nodes.get_mut(&old.node).filter(|_| !stays) {
                 record.pods.remove(&old.uid);
+                record.addresses.remove(&old.uid);
             }
         }
     }

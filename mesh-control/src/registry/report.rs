@@ -1,8 +1,10 @@
 //! What is kept of nodes' reports: the last one, bounded whatever the node sends.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use mesh_api::convert::address_from_bytes;
 use mesh_api::{admin, node};
 use mesh_core::model::{Mesh, WorkloadUid};
 
@@ -22,6 +24,8 @@ const MAX_LINES: usize = 4;
 /// namespace and name.
 const MAX_UNREADABLE: usize = 1024;
 const MAX_POLICY_NAME: usize = 384;
+/// Most addresses of one pod: one of each family, and some to spare.
+const MAX_ADDRESSES: usize = 4;
 
 /// A report that is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +47,8 @@ pub(super) struct NodeRecord {
     pub(super) unreadable: BTreeSet<String>,
     /// Its own pods, that control knows to be bound to it.
     pub(super) pods: BTreeMap<WorkloadUid, admin::PodReport>,
+    /// Those of them whose addresses it has seen.
+    pub(super) addresses: BTreeMap<WorkloadUid, Vec<IpAddr>>,
 }
 
 impl NodeRecord {
@@ -55,6 +61,7 @@ impl NodeRecord {
             reports: 0,
             unreadable: BTreeSet::new(),
             pods: BTreeMap::new(),
+            addresses: BTreeMap::new(),
         }
     }
 
@@ -72,11 +79,19 @@ impl NodeRecord {
         self.discovery_version = cut(&report.discovery_version, MAX_WORD);
         let unreadable = report.unreadable_policies.iter().take(MAX_UNREADABLE);
         self.unreadable = unreadable.map(|name| cut(name, MAX_POLICY_NAME)).collect();
-        let own = report.pods.iter().filter_map(|pod| {
-            let workload = mesh.workload(&workload_uid(&pod.namespace, &pod.name))?;
-            (workload.node == name).then(|| (workload.uid.clone(), pod_report(pod)))
-        });
-        self.pods = own.collect();
+        self.pods.clear();
+        self.addresses.clear();
+        for pod in &report.pods {
+            let workload = mesh.workload(&workload_uid(&pod.namespace, &pod.name));
+            let Some(workload) = workload.filter(|workload| workload.node == name) else {
+                continue;
+            };
+            let addresses = addresses(&pod.addresses);
+            if !addresses.is_empty() {
+                self.addresses.insert(workload.uid.clone(), addresses);
+            }
+            self.pods.insert(workload.uid.clone(), pod_report(pod));
+        }
         Ok(())
     }
 
@@ -132,6 +147,20 @@ fn pod_report(pod: &node::PodReport) -> admin::PodReport {
         unhealthy: pod.unhealthy,
         health_detail: cut(&pod.health_detail, MAX_SENTENCE),
     }
+}
+
+/// Addresses that a pod can have. What is none is left out.
+fn addresses(bytes: &[Vec<u8>]) -> Vec<IpAddr> {
+    let read = bytes.iter().take(MAX_ADDRESSES);
+    let read = read.filter_map(|bytes| address_from_bytes(bytes, "addresses").ok());
+    let can_be_a_pods = |address: &IpAddr| {
+        let local = match address {
+            IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        !local && !address.is_loopback()
+    };
+    read.filter(can_be_a_pods).collect()
 }
 
 /// So many lines of a pod as there can be: one for each controller.

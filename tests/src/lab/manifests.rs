@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use super::{Lab, service_addresses};
-use crate::manifest;
+use crate::manifest::{self, Stage};
 use crate::plan::{Enrolment, PodSpec};
 use crate::pod::Pod;
 
@@ -45,11 +45,28 @@ impl Lab {
     }
 
     pub(super) fn write_pod(&self, pod: &Pod) -> Result<()> {
+        self.announce_pod(pod, Stage::Running)
+    }
+
+    /// Says of a pod how far it has come.
+    ///
+    /// # Errors
+    /// If the manifest can't be written.
+    pub fn announce_pod(&self, pod: &Pod, stage: Stage) -> Result<()> {
         let node = self.nodes[pod.node()].name();
-        self.write_manifest(
-            &pod_file(pod),
-            &manifest::pod(&pod.spec, &pod.addresses(), node, false),
-        )
+        let content = manifest::pod(&pod.spec, &pod.addresses(), node, stage);
+        self.write_manifest(&pod_file(pod), &content)
+    }
+
+    /// As [`Self::announce_pod`], of a pod of the same name with another UID.
+    ///
+    /// # Errors
+    /// If the manifest can't be written.
+    pub fn announce_namesake(&self, pod: &Pod, uid: &str, stage: Stage) -> Result<()> {
+        let node = self.nodes[pod.node()].name();
+        let spec = pod.spec.clone().uid(uid);
+        let content = manifest::pod(&spec, &pod.addresses(), node, stage);
+        self.write_manifest(&pod_file(pod), &content)
     }
 
     /// Gives a pod other labels than its plan does, beside `app`.
@@ -67,7 +84,7 @@ impl Lab {
             .fold(bare, |spec, (key, value)| spec.label(key, value));
         self.write_manifest(
             &pod_file(pod),
-            &manifest::pod(&spec, &pod.addresses(), node, false),
+            &manifest::pod(&spec, &pod.addresses(), node, Stage::Running),
         )
     }
 
@@ -78,7 +95,11 @@ impl Lab {
     /// If the manifest can't be written.
     pub fn declare_pod(&self, spec: &PodSpec, addresses: &[IpAddr]) -> Result<()> {
         let node = self.nodes[spec.node].name();
-        let content = manifest::pod(spec, addresses, node, false);
+        let stage = match addresses {
+            [] => Stage::Pending,
+            _ => Stage::Running,
+        };
+        let content = manifest::pod(spec, addresses, node, stage);
         self.write_manifest(&declared_file(spec), &content)
     }
 
@@ -96,11 +117,7 @@ impl Lab {
     /// # Errors
     /// If the manifest can't be written.
     pub fn terminate_pod(&self, pod: &Pod) -> Result<()> {
-        let node = self.nodes[pod.node()].name();
-        self.write_manifest(
-            &pod_file(pod),
-            &manifest::pod(&pod.spec, &pod.addresses(), node, true),
-        )
+        self.announce_pod(pod, Stage::Terminating)
     }
 
     /// Puts a manifest in place at once, as `<name>.yaml`, anew or instead of an earlier one;

@@ -25,13 +25,23 @@ impl Lab {
     /// If it can't be made or enrolled.
     pub fn add_pod(&mut self, spec: PodSpec) -> Result<&Pod> {
         let key = spec.key();
-        let name = format!("{}-{}", self.prefix, netns_name(&spec));
-        let netns = Netns::create_all(&[name])?.pop().context("a namespace")?;
-        self.place_pod(spec, netns)?;
+        self.make_pod(spec)?;
         if self.mesh.is_some() {
             self.write_pod(self.pod(&key))?;
             self.tell_agent(self.pod(&key))?;
         }
+        Ok(self.pod(&key))
+    }
+
+    /// One more pod, of which neither control nor an agent is told.
+    ///
+    /// # Errors
+    /// If it can't be made.
+    pub fn make_pod(&mut self, spec: PodSpec) -> Result<&Pod> {
+        let key = spec.key();
+        let name = format!("{}-{}", self.prefix, netns_name(&spec));
+        let netns = Netns::create_all(&[name])?.pop().context("a namespace")?;
+        self.place_pod(spec, netns)?;
         Ok(self.pod(&key))
     }
 

@@ -93,6 +93,12 @@ impl Agent {
         })
     }
 
+    /// Where its socket is.
+    #[must_use]
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
     /// Starts it (again) and waits until it answers on its admin socket.
     ///
     /// # Errors
@@ -254,17 +260,35 @@ impl Agent {
     /// # Errors
     /// If they can't be had.
     pub fn metrics(&self, host: &Host) -> Result<String> {
+        match Self::get(host, "/metrics")? {
+            (200, body) => Ok(body),
+            (status, body) => bail!("/metrics answered {status}: {body}"),
+        }
+    }
+
+    /// Why it is not ready; `None` if it is.
+    ///
+    /// # Errors
+    /// If it doesn't say.
+    pub fn unready(&self, host: &Host) -> Result<Option<String>> {
+        let (status, body) = Self::get(host, "/readyz")?;
+        Ok((status != 200).then_some(body))
+    }
+
+    fn get(host: &Host, path: &str) -> Result<(u16, String)> {
         host.netns.run(|| {
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS_PORT));
-            let mut stream = TcpStream::connect(address).context("connecting to /metrics")?;
+            let mut stream =
+                TcpStream::connect(address).with_context(|| format!("connecting to {path}"))?;
             stream.set_read_timeout(Some(wait::PATIENCE))?;
-            stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+            stream
+                .write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
-            match answer.split_once("\r\n\r\n") {
-                Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
-                _ => bail!("/metrics answered: {answer}"),
-            }
+            let parts = answer.split_once("\r\n\r\n");
+            let (head, body) = parts.with_context(|| format!("{path} answered: {answer}"))?;
+            let status = head.split(' ').nth(1).context("no status")?;
+            Ok((status.parse()?, body.to_owned()))
         })
     }
 
@@ -301,6 +325,14 @@ impl Agent {
     /// With what `mesh-agent unload` said.
     pub fn unload(&self) -> Result<()> {
         let mut command = self.admin(&["unload", "--instance", &self.instance]);
+        // `run` comes first, and then options with their values.
+        let given = self.daemon.arguments()[1..].chunks(2);
+        let folders = ["--cni-bin-dir", "--cni-conf-dir"];
+        command.args(
+            given
+                .filter(|pair| folders.contains(&pair[0].as_str()))
+                .flatten(),
+        );
         run(&mut command).map(drop)
     }
 }

@@ -13,7 +13,7 @@ use crate::{build, exec};
 /// The profile that is released.
 pub(crate) const PROFILE: &str = "dist";
 /// What is released.
-pub(crate) const PROGRAMS: [&str; 3] = ["mesh-agent", "mesh-control", "meshctl"];
+pub(crate) const PROGRAMS: [&str; 4] = ["mesh-agent", "nodemesh-cni", "mesh-control", "meshctl"];
 
 /// Where [`static_binaries`] leaves them.
 pub(crate) fn folder(workspace: &Path) -> PathBuf {

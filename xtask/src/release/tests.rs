@@ -88,7 +88,11 @@ fn built_twice_an_image_is_the_same() {
 fn an_image_has_our_programs_and_nothing_else_and_runs_as_its_user() {
     let built = Built::at("inside", SystemTime::now());
     for (name, user, expected) in [
-        ("mesh-agent", "0:0", "usr/\nusr/bin/\nusr/bin/mesh-agent\n"),
+        (
+            "mesh-agent",
+            "0:0",
+            "usr/\nusr/bin/\nusr/bin/mesh-agent\nusr/bin/nodemesh-cni\n",
+        ),
         (
             "mesh-control",
             "65532:65532",

@@ -1,6 +1,7 @@
 //! Raw command line → validated configuration. Every mistake is reported at once.
 
 mod check;
+mod cni;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +12,7 @@ use rustls::pki_types::CertificateDer;
 use tonic::transport::Uri;
 
 pub use super::unserved::OnUnserved;
+pub use cni::{Cni, CniArgs, CniFolderArgs, CniFolders};
 
 /// Exit status for a command line that can't be used (`EX_USAGE` of sysexits.h).
 pub const EX_USAGE: i32 = 64;
@@ -93,6 +95,9 @@ pub struct RunArgs {
     /// limit, and this by default
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(5..=86400))]
     pub certificate_lifetime: Option<u32>,
+    /// The CNI plugin.
+    #[command(flatten)]
+    pub cni: CniArgs,
 }
 
 /// How log lines look.
@@ -147,6 +152,8 @@ pub struct Config {
     pub roll_at_once: usize,
     /// How long workloads' certificates are asked to live, in seconds; 0 leaves it to control.
     pub certificate_lifetime_s: u32,
+    /// Where the CNI plugin is to be, and what it is told.
+    pub cni: Option<Cni>,
 }
 
 const CHECK_EVERY_S: u16 = 5;
@@ -257,6 +264,7 @@ impl Config {
                 faults.push(fault(option, dir.display(), "must be an absolute path"));
             }
         }
+        let cni = raw.cni.validate(&run_dir, &mut faults);
         let (Some(node), Some(uid_base), true) = (node, uid_base, faults.is_empty()) else {
             return Err(faults);
         };
@@ -281,6 +289,7 @@ impl Config {
             roll_by_itself,
             roll_at_once: raw.roll_at_once.unwrap_or(1).into(),
             certificate_lifetime_s: raw.certificate_lifetime.unwrap_or(0),
+            cni,
         })
     }
 }
@@ -308,6 +317,13 @@ mod tests {
             unserved: "open".to_owned(),
             roll: "soon".to_owned(),
             run_dir: Some("relative".into()),
+            cni: CniArgs {
+                folders: CniFolderArgs {
+                    cni_bin_dir: Some("/opt/cni/bin".into()),
+                    cni_conf_dir: None,
+                },
+                ..CniArgs::default()
+            },
             ..RunArgs::default()
         };
         let faults = Config::validate(raw).unwrap_err();
@@ -326,6 +342,7 @@ mod tests {
             "--resolver",
             "--run-dir",
             "--bpffs",
+            "--cni-conf-dir",
         ] {
             assert!(
                 text.iter().any(|t| t.starts_with(option)),

@@ -102,6 +102,8 @@ const FILES: &[c_long] = &[
     libc::SYS_dup3,
     libc::SYS_pipe2,
     libc::SYS_umask,
+    // The folders of the CNI plugin, which may be made anew.
+    libc::SYS_inotify_add_watch,
     libc::SYS_setsockopt,
     libc::SYS_getsockopt,
 ];

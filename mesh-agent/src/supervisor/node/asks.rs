@@ -1,33 +1,28 @@
 //! What the admin socket asks of the main task.
 
-use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use super::Node;
-use crate::supervisor::admin::Ask;
+use super::{Node, Pod};
+use crate::supervisor::admin::{AddFault, Ask, PodAdd};
 use crate::supervisor::netns::Netns;
-use crate::supervisor::pods::{PodKey, PodRecord, free_slot};
+use crate::supervisor::pods::{Origin, PodKey, PodRecord, free_slot};
 use crate::supervisor::report::{PodReport, StatusReport};
 use crate::supervisor::unload::clear_away;
 
 impl Node {
     pub(super) fn hear(&mut self, ask: Ask) {
         match ask {
-            Ask::Add {
-                namespace,
-                name,
-                netns,
-                reply,
-            } => {
-                let _ = reply.send(self.add(&namespace, &name, &netns));
+            Ask::Add { pod, reply } => {
+                let _ = reply.send(self.add(&pod));
             }
             Ask::Remove {
                 namespace,
                 name,
+                container,
                 reply,
-            } => self.remove(&namespace, &name, reply),
+            } => self.remove(&namespace, &name, &container, reply),
             Ask::Status { reply } => drop(reply.send(self.status())),
             Ask::Roll { all, reply } => {
                 self.shared.roll.by_hand(&self.shared, all);
@@ -36,47 +31,52 @@ impl Node {
         }
     }
 
-    fn add(
-        &mut self,
-        namespace: &str,
-        name: &str,
-        path: &Path,
-    ) -> Result<watch::Receiver<PodReport>, String> {
-        let key = PodKey::new(namespace, name)?;
-        let netns = Netns::open(path).map_err(|e| e.to_string())?;
+    /// Takes a pod up.
+    pub(super) fn add(&mut self, pod: &PodAdd) -> Result<watch::Receiver<PodReport>, AddFault> {
+        let key = PodKey::new(&pod.namespace, &pod.name)?;
+        let netns = Netns::open(&pod.netns).map_err(|e| e.to_string())?;
         let paired = self
             .pods
             .values()
             .find(|pod| pod.record.netns_id == netns.id);
         match paired {
-            Some(pod) if pod.record.key == key && !pod.removing => {
-                return Ok(pod.report.subscribe());
+            Some(known) if known.record.key == key && !known.removing => {
+                return Ok(known.report.subscribe());
             }
-            Some(pod) if pod.record.key == key => {
-                return Err(format!("{key} is being removed; try again"));
+            Some(known) if known.record.key == key => {
+                return Err(format!("{key} is being removed; try again").into());
             }
-            Some(pod) => {
-                let other = &pod.record.key;
+            Some(known) => {
+                let other = &known.record.key;
                 return Err(format!(
                     "{} is the network namespace of {other}; two pods can't share one, remove {other} first",
-                    path.display()
-                ));
+                    pod.netns.display()
+                )
+                .into());
             }
             None => {}
         }
-        if let Some(pod) = self.pods.get(&key) {
-            let known = pod.record.netns.display();
+        if let Some(known) = self.pods.get(&key) {
+            // A pod has one sandbox at a time: a runtime that makes another has given the first up.
+            let PodRecord { netns, origin, .. } = &known.record;
+            if !pod.container.is_empty() {
+                return Err(AddFault::Superseded(origin.container.clone()));
+            }
+            let known = netns.display();
             return Err(format!(
                 "{key} was added with another network namespace ({known}): remove it first"
-            ));
+            )
+            .into());
         }
         let slot = self.free_slot()?;
-        let record = PodRecord::new(key.clone(), path.to_owned(), netns.id, slot);
+        let origin = Origin::from(pod);
+        let record = PodRecord::new(key.clone(), pod.netns.clone(), netns.id, slot, origin);
         self.shared.records.save(&record)?;
-        tracing::info!(pod = %key, netns = %path.display(), slot, "pod added");
+        let running = pod.running;
+        tracing::info!(pod = %key, netns = %pod.netns.display(), slot, running, "pod added");
         self.insert(record);
         self.reconcile();
-        let pod = self.pods.get(&key).ok_or("the pod is gone")?;
+        let pod = self.pods.get(&key).ok_or("the pod is gone".to_owned())?;
         Ok(pod.report.subscribe())
     }
 
@@ -93,16 +93,32 @@ impl Node {
             .ok_or_else(|| "this agent has as many pods as it can enrol".to_owned())
     }
 
-    fn remove(&mut self, namespace: &str, name: &str, reply: oneshot::Sender<Result<(), String>>) {
+    fn remove(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        container: &str,
+        reply: oneshot::Sender<Result<(), String>>,
+    ) {
         let key = match PodKey::new(namespace, name) {
             Ok(key) => key,
             Err(why) => return drop(reply.send(Err(why))),
         };
         // As CNI wants it: what isn't there is removed already.
-        let Some(pod) = self.pods.get_mut(&key) else {
+        let known = self.pods.get_mut(&key);
+        let is_meant = |pod: &&mut Pod| pod.record.origin.is_sandbox(container);
+        let Some(pod) = known.filter(is_meant) else {
             return drop(reply.send(Ok(())));
         };
         pod.removal.push(reply);
+        self.take_out(&key);
+    }
+
+    /// Begins to take a pod out; nothing is left of it when it is forgotten.
+    pub(super) fn take_out(&mut self, key: &PodKey) {
+        let Some(pod) = self.pods.get_mut(key) else {
+            return;
+        };
         pod.removing = true;
         if let Some(running) = &mut pod.running {
             running.leave(Duration::ZERO);
@@ -113,10 +129,10 @@ impl Node {
             let record = pod.record.clone();
             let shared = self.shared.clone();
             let handle = self.tasks.spawn(clear_away(shared, record));
-            self.names.insert(handle.id(), key);
+            self.names.insert(handle.id(), key.clone());
             return;
         }
-        self.forget(&key);
+        self.forget(key);
     }
 
     pub(super) fn forget(&mut self, key: &PodKey) {
@@ -141,6 +157,7 @@ impl Node {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             control: self.shared.control.report(),
             roll: self.shared.roll.report(&self.shared),
+            cni_fault: self.shared.cni_fault.borrow().clone(),
             pods: self
                 .pods
                 .values()

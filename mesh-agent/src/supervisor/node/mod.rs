@@ -1,6 +1,8 @@
 //! The supervisor's main task: the pods that were added, and what is to become of each.
 
 mod asks;
+mod found;
+mod gone;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -8,10 +10,11 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::admin::Ask;
 use super::adopt::open_netns;
-use super::pods::{Goal, PodKey, PodRecord};
+use super::pods::{Goal, Origin, PodKey, PodRecord};
 use super::reconcile::{Desire, Step, desire, standing, step};
 use super::report::{PodReport, PodState};
 use super::reporter::Reporter;
@@ -44,6 +47,7 @@ pub(super) struct Node {
     pods: BTreeMap<PodKey, Pod>,
     tasks: JoinSet<PodRecord>,
     names: HashMap<Id, PodKey>,
+    told: found::Told,
 }
 
 impl Node {
@@ -53,6 +57,7 @@ impl Node {
             pods: BTreeMap::new(),
             tasks: JoinSet::new(),
             names: HashMap::new(),
+            told: found::Told::default(),
         }
     }
 
@@ -105,6 +110,8 @@ impl Node {
     ) {
         let mut changes = self.shared.discovery.changes();
         let mut stop = std::pin::pin!(stop);
+        let mut look = interval(gone::LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.reconcile();
         loop {
             tokio::select! {
@@ -112,6 +119,10 @@ impl Node {
                 Some(ask) = asks.recv() => self.hear(ask),
                 Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
                 Ok(()) = changes.changed() => {}
+                _ = look.tick() => {
+                    self.forget_gone();
+                    self.find_running();
+                }
             }
             self.reconcile();
         }
@@ -131,6 +142,8 @@ impl Node {
         );
         let report = PodReport {
             netns: record.netns.clone(),
+            container: record.origin.container.clone(),
+            running: record.origin.running,
             slot: record.slot,
             uid: self.shared.worker_uid(record.slot),
             cgroup,
@@ -176,7 +189,10 @@ impl Node {
         let config = &self.shared.config;
         let view = discovery.known();
         let mesh = view.as_ref().map(|view| &view.mesh);
-        desire(mesh, &config.node, &config.cluster_id, key)
+        let origin = self.pods.get(key).map(|pod| &pod.record.origin);
+        let unknown = Origin::default();
+        let origin = origin.unwrap_or(&unknown);
+        desire(mesh, &config.node, &config.cluster_id, key, origin)
     }
 
     fn start(&mut self, key: &PodKey, goal: Goal) {

@@ -5,6 +5,9 @@ use kube::discovery::ApiResource;
 use mesh_api::kinds::{GROUP, OWN_KINDS, VERSION};
 use serde_json::{Map, Value, json};
 
+/// Where a pod in the API says which static pod it stands for.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// A kind of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Kind {
@@ -117,6 +120,11 @@ impl Kind {
             }
         }
         if self.name == "Pod" {
+            kept["uid"] = json!(metadata.uid.unwrap_or_default());
+            let annotations = metadata.annotations.unwrap_or_default();
+            if let Some(mirrored) = annotations.get(MIRROR) {
+                kept["annotations"] = json!({MIRROR: mirrored});
+            }
             for (field, time) in [
                 ("creationTimestamp", metadata.creation_timestamp),
                 ("deletionTimestamp", metadata.deletion_timestamp),

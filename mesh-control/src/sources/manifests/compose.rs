@@ -134,6 +134,7 @@ fn workload(
     Ok(Workload {
         uid: workload_uid(namespace, &metadata.name.0).into(),
         name: metadata.name.0.clone(),
+        pod_uid: uid(metadata),
         identity: Identity::new(surroundings.trust_domain.clone(), namespace, account)?,
         locality: surroundings
             .localities
@@ -152,6 +153,15 @@ fn workload(
         services: services.collect(),
         budget: Fields::default(),
     })
+}
+
+/// What kubelet calls a pod: the UID, but for a static pod, whose object in the API has another.
+fn uid(metadata: &schema::Metadata<schema::Name>) -> String {
+    let annotations = metadata.annotations.as_ref();
+    let mirrored = annotations.and_then(|annotations| annotations.mirror.clone());
+    mirrored
+        .or_else(|| metadata.uid.clone())
+        .unwrap_or_default()
 }
 
 fn service(object: &schema::Service, traffic: Traffic) -> Service {

@@ -212,11 +212,24 @@ pub(super) struct Metadata<N> {
     #[serde(default)]
     pub(super) namespace: Option<Label>,
     #[serde(default)]
+    pub(super) uid: Option<String>,
+    #[serde(default)]
     pub(super) labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) annotations: Option<Annotations>,
     #[serde(default)]
     pub(super) creation_timestamp: Option<String>,
     #[serde(default)]
     pub(super) deletion_timestamp: Option<String>,
+}
+
+/// The annotations that are read.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Annotations {
+    /// Which static pod of its node's kubelet a pod in the API stands for: that one's UID.
+    #[serde(rename = "kubernetes.io/config.mirror")]
+    pub(super) mirror: Option<String>,
 }
 
 /// A Namespace or ServiceAccount: nothing but its metadata counts.
