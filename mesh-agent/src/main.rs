@@ -319,10 +319,29 @@ fn describe(pod: &PodReport) -> String {
     if !pod.reason.is_empty() {
         line.push_str(&format!(": {}", pod.reason));
     }
+    let older = &pod.older;
+    if older.connections > 0 {
+        let left_s = older
+            .until_s
+            .unwrap_or_default()
+            .saturating_sub(now_s())
+            .max(0);
+        line.push_str(&format!(
+            "; {} connections older than its enrolment go on outside the mesh, for {left_s} s at most: {}",
+            older.connections,
+            older.peers.join(", ")
+        ));
+    }
     if pod.unhealthy {
         line.push_str(&format!("; unhealthy: {}", pod.health_detail));
     }
     line
+}
+
+/// Seconds since the epoch.
+fn now_s() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -72,9 +72,14 @@ impl List {
     }
 }
 
-/// Makes a request that the kernel only acknowledges. `flags` are those of its kind.
+/// Makes a routing request that the kernel only acknowledges. `flags` are those of its kind.
 pub(crate) fn request(kind: u16, flags: i32, body: &[u8]) -> io::Result<()> {
-    let socket = send(NETLINK_ROUTE, kind, flags | libc::NLM_F_ACK, body)?;
+    request_of(NETLINK_ROUTE, kind, flags, body)
+}
+
+/// Makes a request of any `NETLINK_*` protocol that the kernel only acknowledges.
+pub(crate) fn request_of(protocol: isize, kind: u16, flags: i32, body: &[u8]) -> io::Result<()> {
+    let socket = send(protocol, kind, flags | libc::NLM_F_ACK, body)?;
     let (packet, _) = socket.recv_from_full()?;
     match next_message(&mut packet.as_slice())? {
         Some((kind, message)) if i32::from(kind) == libc::NLMSG_ERROR => acknowledged(message),

@@ -44,6 +44,8 @@ pub enum KernelReason {
     WallSource = 18,
     /// connect, wall in either direction: the pod is cut off.
     CutOff = 19,
+    /// wall: a connection older than the enrolment whose time is over.
+    WallGrandfatherEnded = 20,
 }
 
 /// Counters a pod has in `REFUSALS`; greater than every [`KernelReason`].
@@ -95,7 +97,7 @@ pub struct EventBudget {
 
 impl KernelReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::ConnectReservedPort,
         Self::ConnectNoRoute,
         Self::ConnectBoundDevice,
@@ -115,6 +117,7 @@ impl KernelReason {
         Self::WallUdp,
         Self::WallSource,
         Self::CutOff,
+        Self::WallGrandfatherEnded,
     ];
 }
 

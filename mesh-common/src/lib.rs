@@ -22,6 +22,7 @@
 
 mod event;
 mod flow;
+mod grandfathered;
 mod pod;
 mod policy;
 
@@ -32,6 +33,7 @@ pub use flow::{ClientLabel, FLOW_KIND_APP_DIAL, FLOW_KIND_CAPTURED, Flow, FlowKe
 pub use flow::{
     SOCKET_APP_ACCEPTED, SOCKET_CAPTURED, SOCKET_FROM_APP, SOCKET_NONE, SOCKET_WORKER, SocketState,
 };
+pub use grandfathered::{GRANDFATHERED_INBOUND, GRANDFATHERED_PER_POD, Grandfathered};
 pub use pod::{
     GlobalConfig, LISTENER_PLAINTEXT_V4, LISTENER_PLAINTEXT_V6, LISTENERS_PER_POD, POD_CUT_OFF,
     POD_HAS_LISTENER_V6, POD_HAS_V4, POD_HAS_V6, PodConfig, WALL_CUT_OFF, WALL_DEVICE_DOWN,
@@ -44,7 +46,7 @@ pub use policy::{
 };
 
 /// Version of everything in this crate. Pins live in a folder named after it.
-pub const ABI_VERSION: u32 = 3 + cfg!(feature = "abi-next") as u32;
+pub const ABI_VERSION: u32 = 4 + cfg!(feature = "abi-next") as u32;
 
 /// The oldest version whose capture this one can take over; those before it had other rules.
 pub const ABI_VERSION_OLDEST: u32 = 3;
@@ -120,6 +122,9 @@ pub mod map_name {
     /// Array of maps: slot → longest-prefix trie of [`crate::PolicyKey`] →
     /// [`crate::PolicyEntry`]. None: nothing is denied to TCP, and no UDP is allowed.
     pub const POLICIES: &str = next("POLICIES", "POLICIES_2");
+    /// Array of maps: slot → hash of socket cookie (u64) → [`crate::Grandfathered`]. None: no
+    /// connection of the pod is older than its enrolment.
+    pub const GRANDFATHERED: &str = "GRANDFATHERED";
     /// Ring buffer of [`crate::RefusalEvent`].
     pub const EVENTS: &str = next("EVENTS", "EVENTS_2");
     /// Array: slot → [`crate::EventBudget`].

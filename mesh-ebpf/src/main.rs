@@ -10,6 +10,7 @@ mod address;
 mod bind;
 mod connect;
 mod context;
+mod grandfathered;
 mod lookup;
 mod maps;
 mod names;

@@ -4,9 +4,9 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, RingBuf, SkStorage, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
-    EventBudget, FLOWS_PER_POD, Flow, FlowKey, GlobalConfig, LISTENERS_PER_POD, MAX_PODS,
-    POLICY_ENTRIES_PER_POD, PodConfig, PolicyEntry, PolicyKey, REASON_SLOTS, RefusalEvent,
-    SocketState, WallConfig,
+    EventBudget, FLOWS_PER_POD, Flow, FlowKey, GRANDFATHERED_PER_POD, GlobalConfig, Grandfathered,
+    LISTENERS_PER_POD, MAX_PODS, POLICY_ENTRIES_PER_POD, PodConfig, PolicyEntry, PolicyKey,
+    REASON_SLOTS, RefusalEvent, SocketState, WallConfig,
 };
 
 const PODS_LEN: usize = MAX_PODS as usize;
@@ -18,6 +18,9 @@ pub(crate) type PodFlows =
 /// Sockets of one pod between `connect` and the accept side's establishment.
 pub(crate) type PodPending =
     HashMap<u64, u64, { FLOWS_PER_POD as usize }, { BPF_F_NO_PREALLOC as usize }>;
+/// Connections of one pod that are older than its enrolment.
+pub(crate) type PodGrandfathered =
+    HashMap<u64, Grandfathered, { GRANDFATHERED_PER_POD as usize }, { BPF_F_NO_PREALLOC as usize }>;
 /// Policy of one pod.
 pub(crate) type PodPolicy = LpmTrie<PolicyKey, PolicyEntry, { POLICY_ENTRIES_PER_POD as usize }>;
 
@@ -33,6 +36,9 @@ pub(crate) static FLOWS: ArrayOfMaps<PodFlows, PODS_LEN> = ArrayOfMaps::new();
 
 #[btf_map]
 pub(crate) static PENDING: ArrayOfMaps<PodPending, PODS_LEN> = ArrayOfMaps::new();
+
+#[btf_map]
+pub(crate) static GRANDFATHERED: ArrayOfMaps<PodGrandfathered, PODS_LEN> = ArrayOfMaps::new();
 
 #[btf_map]
 pub(crate) static LISTENERS: SockMap<{ PODS_LEN * LISTENERS_PER_POD as usize }> = SockMap::new();

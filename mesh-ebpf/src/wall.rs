@@ -1,5 +1,6 @@
 //! tc ingress on the host's side of the pod's veth: TCP leaves the pod only from a socket
-//! of the pod's own worker, with that socket's own addresses and ports, and nothing leaves under
+//! of the pod's own worker, or from one that is older than the pod's enrolment and may go on, with
+//! that socket's own addresses and ports, and nothing leaves under
 //! an address that is not the pod's. What the kernel sends
 //! without a full socket (RST, the ACK of TIME_WAIT, a SYN cookie) passes bare. UDP leaves
 //! where policy allows it.
@@ -20,7 +21,7 @@ use crate::packet::{
 };
 use crate::pod::worker_level;
 use crate::refusal::{self, Attempt};
-use crate::{source, udp};
+use crate::{grandfathered, source, udp};
 
 /// What a wall has no objection to; later programs on the device still decide.
 const PASS: i32 = TC_ACT_UNSPEC;
@@ -167,6 +168,9 @@ fn judge_tcp(
     let cgroup = unsafe { bpf_skb_ancestor_cgroup_id(skb, level) };
     if cgroup != 0 && cgroup == wall.worker_cgroup_id {
         return judge_worker(ctx, packet, segment);
+    }
+    if let Some(judged) = grandfathered::judge(ctx, wall.slot, packet, segment) {
+        return judged;
     }
     // The kernel's own answers have the root cgroup or none, by its version.
     // SAFETY: take the program's context and a number.

@@ -113,6 +113,20 @@ impl Open {
         }
     }
 
+    /// Waits for the connection to be ended by its own node's kernel (`ECONNABORTED`), or by the
+    /// other end (`ECONNRESET`).
+    ///
+    /// # Errors
+    /// As [`Self::wait_reset`].
+    pub fn wait_cut(&mut self) -> Result<()> {
+        match self.stream.read(&mut [0; 64]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionAborted => Ok(()),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
+            Err(error) => Err(error).context("waiting for the end"),
+            Ok(read) => bail!("waiting for the end: {read} bytes came instead"),
+        }
+    }
+
     /// Waits for the connection to be reset, and returns when it was.
     ///
     /// # Errors

@@ -3,8 +3,8 @@
 use aya::Pod;
 use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, MapError, SockMap};
 use mesh_common::{
-    EventBudget, Flow, FlowKey, GlobalConfig, PodConfig, PolicyEntry, PolicyKey, WallConfig,
-    map_name,
+    EventBudget, Flow, FlowKey, GlobalConfig, Grandfathered, PodConfig, PolicyEntry, PolicyKey,
+    WallConfig, map_name,
 };
 
 use super::error::{CaptureError, Result};
@@ -29,6 +29,7 @@ plain!(
     EventBudget,
     FlowKey,
     Flow,
+    Grandfathered,
     PolicyKey,
     PolicyEntry
 );
@@ -38,12 +39,16 @@ pub(super) type PodFlows = HashMap<MapData, Abi<FlowKey>, Abi<Flow>>;
 /// Reserved sockets of one pod.
 pub(super) type PodPending = HashMap<MapData, u64, u64>;
 
+/// Connections of one pod that are older than its enrolment.
+pub(super) type PodGrandfathered = HashMap<MapData, u64, Abi<Grandfathered>>;
+
 /// The maps the agent works with.
 pub(super) struct Maps {
     pub(super) config: Array<MapData, Abi<GlobalConfig>>,
     pub(super) pods: HashMap<MapData, u64, Abi<PodConfig>>,
     pub(super) flows: ArrayOfMaps<MapData, PodFlows>,
     pub(super) pending: ArrayOfMaps<MapData, PodPending>,
+    pub(super) grandfathered: ArrayOfMaps<MapData, PodGrandfathered>,
     pub(super) listeners: SockMap<MapData>,
     pub(super) walls: HashMap<MapData, u32, Abi<WallConfig>>,
     pub(super) refusals: Array<MapData, u64>,
@@ -63,6 +68,9 @@ impl Maps {
                 Map::ArrayOfMaps(data(pins, n)?).try_into()
             })?,
             pending: typed(map_name::PENDING, |n| {
+                Map::ArrayOfMaps(data(pins, n)?).try_into()
+            })?,
+            grandfathered: typed(map_name::GRANDFATHERED, |n| {
                 Map::ArrayOfMaps(data(pins, n)?).try_into()
             })?,
             listeners: typed(map_name::LISTENERS, |n| {

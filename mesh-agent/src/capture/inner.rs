@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::lpm_trie::Key;
 use mesh_common::{
-    FLOWS_PER_POD, Flow, FlowKey, MAX_PODS, POLICY_ENTRIES_PER_POD, PolicyEntry, PolicyKey,
-    map_name,
+    FLOWS_PER_POD, Flow, FlowKey, GRANDFATHERED_PER_POD, Grandfathered, MAX_PODS,
+    POLICY_ENTRIES_PER_POD, PolicyEntry, PolicyKey, map_name,
 };
 
 use super::abi::Abi;
@@ -24,6 +24,8 @@ pub(super) fn create_arrays(pins: &Pins) -> Result<()> {
     create_array(pins, map_name::FLOWS, flows)?;
     let pending = bpf::create_hash::<u64, u64>(FLOWS_PER_POD);
     create_array(pins, map_name::PENDING, pending)?;
+    let older = bpf::create_hash::<u64, Abi<Grandfathered>>(GRANDFATHERED_PER_POD);
+    create_array(pins, map_name::GRANDFATHERED, older)?;
     let policy = create_policy(POLICY_ENTRIES_PER_POD);
     create_array(pins, map_name::POLICIES, policy)
 }

@@ -15,6 +15,7 @@ mod events;
 pub(crate) mod features;
 mod filters;
 mod finding;
+mod grandfathered;
 mod inner;
 mod integrity;
 mod inventory;
@@ -49,6 +50,7 @@ pub use events::Events;
 #[cfg(feature = "fuzzing")]
 pub(crate) use events::decode as decode_event;
 pub use finding::{Deviation, Finding, Remedy};
+pub use grandfathered::kernel_clock_ns;
 pub use measure::{Measured, MeasuredProgram, measure};
 pub use netns::{netns_cookie, socket_netns_cookie};
 use object::{ATTACHED_ONCE, Loader, Place, Updated};

@@ -15,11 +15,12 @@ use super::pins::Pins;
 pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf.o"));
 
-pub(super) const MAPS: [&str; 12] = [
+pub(super) const MAPS: [&str; 13] = [
     map_name::CONFIG,
     map_name::PODS,
     map_name::FLOWS,
     map_name::PENDING,
+    map_name::GRANDFATHERED,
     map_name::LISTENERS,
     map_name::SOCKETS,
     map_name::WALLS,

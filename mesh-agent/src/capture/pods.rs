@@ -28,6 +28,7 @@ impl Capture {
         check(slot)?;
         self.maps.give_rendezvous(slot)?;
         self.clear_policy(slot)?;
+        self.end_grandfathering(slot)?;
         self.zero_counters(slot)
     }
 
@@ -113,7 +114,12 @@ impl Capture {
                     .map_err(abi::failed(map_name::LISTENERS)),
             );
         }
-        for name in [map_name::FLOWS, map_name::PENDING, map_name::POLICIES] {
+        for name in [
+            map_name::FLOWS,
+            map_name::PENDING,
+            map_name::GRANDFATHERED,
+            map_name::POLICIES,
+        ] {
             results.push(self.remove_inner(name, slot));
         }
         results.push(self.zero_counters(slot));

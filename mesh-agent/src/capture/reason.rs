@@ -26,6 +26,7 @@ pub const fn reason(kernel: KernelReason) -> Reason {
         KernelReason::WallUdp => Reason::UdpNotAllowed,
         KernelReason::WallSource => Reason::WallSource,
         KernelReason::CutOff => Reason::CutOff,
+        KernelReason::WallGrandfatherEnded => Reason::GrandfatherEnded,
     }
 }
 

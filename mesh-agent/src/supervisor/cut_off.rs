@@ -79,11 +79,13 @@ impl PodTask {
             goal: self.goal.clone(),
             flags: 0,
             walls: Vec::new(),
+            unwalled: false,
             ports_added: Vec::new(),
             certificate: Vec::new(),
         });
         self.record.placed = Some(Placed {
             walls: walls.iter().copied().collect(),
+            unwalled: false,
             ..placed
         });
         self.save();
@@ -212,7 +214,7 @@ impl PodTask {
     }
 
     /// 0, which is no cgroup's, where there is none.
-    fn cgroup_id(&self) -> u64 {
+    pub(super) fn cgroup_id(&self) -> u64 {
         self.cgroup.as_ref().map_or(0, PodCgroup::id)
     }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use mesh_api::worker::{Refusal, TunnelOpened, refusal};
 use mesh_common::{EVENT_AUDITED, RefusalEvent};
-use mesh_core::explain;
-use mesh_core::policy::PolicyKey;
+use mesh_core::explain::{self, Connection};
+use mesh_core::policy::{Direction, PolicyKey};
 use mesh_core::rate::TokenBucket;
 use mesh_core::reason::Reason;
 use tokio::time::Instant;
@@ -88,6 +88,47 @@ pub(super) fn log_worker_refusal(pod: &PodKey, refusal: &Refusal) {
         suppressed = refusal.suppressed,
         "{verb}: {}",
         reason.map_or("the worker gives a reason that this supervisor doesn't know", Reason::sentence),
+    );
+}
+
+/// What becomes of a connection that is older than its pod's enrolment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It was reset.
+    Cut,
+    /// It would be, and goes on because the pod is in audit.
+    Audited,
+}
+
+/// A connection that is older than its pod's enrolment, and that the supervisor decided on.
+pub(super) fn log_grandfather(
+    pod: &PodKey,
+    connection: &Connection,
+    how: Ended,
+    reason: Reason,
+    policy: Option<PolicyKey>,
+) {
+    let (outcome, verb) = outcome_words(match how {
+        Ended::Cut => refusal::Outcome::Cut,
+        Ended::Audited => refusal::Outcome::Audited,
+    });
+    let (direction, source, destination) = match connection.direction {
+        Direction::Inbound => ("inbound", connection.remote, connection.local),
+        Direction::Outbound => ("outbound", connection.local, connection.remote),
+    };
+    tracing::warn!(
+        target: "nodemesh::refusal",
+        pod = %pod,
+        by = %"supervisor",
+        direction = %direction,
+        source = %source,
+        destination = %destination,
+        outcome = %outcome,
+        reason = %reason.code(),
+        policy = policy.as_deref().map(tracing::field::display),
+        remedy = reason.remedy(),
+        "{verb}, a connection older than the enrolment: {}",
+        reason.sentence(),
     );
 }
 

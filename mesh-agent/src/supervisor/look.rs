@@ -43,6 +43,7 @@ impl PodTask {
             }
             Err(why) => self.unserved(why, None),
         };
+        self.look_at_grandfathers();
         self.watch.looked(began);
         cut_off
     }

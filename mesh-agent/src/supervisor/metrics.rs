@@ -249,6 +249,9 @@ async fn pods_text(shared: &Shared) -> String {
         add(&mut families, restarts, &key, None, report.restarts);
         let oom_kills = "nodemesh_worker_oom_kills_total";
         add(&mut families, oom_kills, &key, None, report.oom_kills);
+        let older = report.older.connections;
+        let name = "nodemesh_pod_older_connections";
+        add(&mut families, name, &key, None, older);
         let cpu = Seconds(report.cpu_us);
         add(
             &mut families,

@@ -41,12 +41,14 @@ mod follow;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod grandfather;
 mod install;
 mod integrity;
 mod join;
 mod kernel_rules;
 mod kubepods;
 mod legacy;
+mod live;
 mod lock;
 mod look;
 mod lookups;
@@ -73,6 +75,7 @@ mod signing;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod simulated;
+mod sock_diag;
 mod standing;
 mod sysctls;
 mod tamper;

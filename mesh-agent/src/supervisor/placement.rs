@@ -10,7 +10,9 @@ use tokio::time::{Instant, sleep};
 
 use super::devices::Devices;
 use super::discovery::View;
+use super::grandfather::Grandfathers;
 use super::legacy::Legacy;
+use super::live;
 use super::look::Seen;
 use super::netns::{self, NetnsError};
 use super::pods::{Goal, Placed, PodRecord};
@@ -76,6 +78,11 @@ impl PodTask {
                 return Err(PlaceFault::Unserved(Unserved::PortTaken(taken), devices));
             }
         }
+        // Whatever it is later: a pod that was walled once has nothing older than its wall.
+        let unwalled = match &self.record.placed {
+            Some(placed) => placed.unwalled,
+            None => self.in_kernel().is_none() && live::is_in_use(&self.netns)?,
+        };
         self.make_cgroup()?;
         let ports_added = self
             .record
@@ -87,6 +94,7 @@ impl PodTask {
             goal: self.goal.clone(),
             flags: facts.flags,
             walls: devices.walls.clone(),
+            unwalled,
             ports_added,
             certificate: Vec::new(),
         });
@@ -99,7 +107,7 @@ impl PodTask {
             self.follow_discovery(&view);
         }
         self.shared.kernel.settle(&self.shared, self.record.slot)?;
-        for &ifindex in &devices.walls {
+        for &ifindex in devices.walls.iter().filter(|_| !unwalled) {
             if let Err(e) = self.put_wall(ifindex, 0) {
                 let why = Unserved::Wall(e.to_string());
                 return Err(PlaceFault::Unserved(why, devices));
@@ -141,6 +149,11 @@ impl PodTask {
         }
         let pod = self.pod_config(flags);
         let slot = self.record.slot;
+        let unwalled = self.is_unwalled();
+        let requests = match unwalled {
+            true => self.requests().map_err(|e| e.to_string())?,
+            false => Vec::new(),
+        };
         let mut capture = self.shared.capture();
         capture
             .set_listeners(slot, v4, v6)
@@ -152,7 +165,11 @@ impl PodTask {
             .enrol(self.record.netns_id.cookie, pod)
             .map_err(|e| e.to_string())?;
         drop(capture);
-        self.lift().map_err(|e| e.to_string())
+        self.lift().map_err(|e| e.to_string())?;
+        match unwalled {
+            true => self.wall_in(requests),
+            false => Ok(()),
+        }
     }
 
     /// Takes in what discovery says now, and has the kernel follow it.
@@ -170,6 +187,7 @@ impl PodTask {
             }
             self.shared.kernel.want(self.record.slot, rules, source);
         }
+        self.judge_grandfathers(view);
     }
 
     /// Takes away everything that was done for the pod. Its worker is gone already.
@@ -192,6 +210,8 @@ impl PodTask {
                 tracing::warn!(pod = %self.record.key, error = %e, "the mesh's ports stay reserved in the pod");
             }
         }
+        self.grandfathers = Grandfathers::default();
+        self.report_grandfathers();
         self.legacy = Legacy::default();
         if let Some(cgroup) = self.cgroup.take()
             && let Err(why) = remove_cgroup(cgroup).await

@@ -124,6 +124,9 @@ pub(super) struct Placed {
     pub(super) flags: u32,
     /// Node-side devices with a wall.
     pub(super) walls: Vec<u32>,
+    /// It is enrolled while it runs, and has no walls yet: they come after capture.
+    #[serde(default)]
+    pub(super) unwalled: bool,
     /// Ports added to `ip_local_reserved_ports`.
     pub(super) ports_added: Vec<u16>,
     /// The worker's certificate, PEM, leaf first.
@@ -310,6 +313,7 @@ mod tests {
             },
             flags: 1,
             walls: vec![9],
+            unwalled: true,
             ports_added: vec![15001],
             certificate: Vec::new(),
         });

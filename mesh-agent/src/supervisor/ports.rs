@@ -6,10 +6,9 @@ use std::fs;
 use std::io;
 
 use mesh_common::RESERVED_PORTS;
-use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use super::netns::{Netns, NetnsError};
-use crate::netlink::{self, List};
+use super::sock_diag::listening;
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
@@ -63,42 +62,6 @@ pub(super) fn taken(netns: &Netns) -> Result<Vec<u16>, NetnsError> {
         taken.retain(|port| RESERVED_PORTS.contains(port));
         Ok(taken.into_iter().collect())
     })
-}
-
-/// `sock_diag(7)`: `SOCK_DIAG_BY_FAMILY` asks, and is what each entry is called.
-const SOCKETS: List = List {
-    protocol: NETLINK_SOCK_DIAG,
-    ask: SOCK_DIAG_BY_FAMILY,
-    entry: SOCK_DIAG_BY_FAMILY,
-    limit: MOST_LISTENERS,
-};
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-/// Most listeners of a family that are looked at.
-const MOST_LISTENERS: usize = 65_536;
-/// `TCP_LISTEN`, as a bit of a set of states.
-const LISTENERS: u32 = 1 << 10;
-
-/// Local ports of all listeners. Only those are walked through: `/proc/net/tcp` goes through the
-/// whole node's table of connections, which takes milliseconds even when it is empty, and on a
-/// kernel without preemption nobody else has the processor meanwhile.
-fn listening() -> io::Result<BTreeSet<u16>> {
-    let mut ports = BTreeSet::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        // `struct inet_diag_req_v2`: family, protocol, two bytes of nothing; states; no socket
-        // of its own.
-        let [family, ..] = family.to_le_bytes();
-        let [tcp, ..] = libc::IPPROTO_TCP.to_le_bytes();
-        let mut request = vec![family, tcp, 0, 0];
-        request.extend_from_slice(&LISTENERS.to_ne_bytes());
-        request.extend_from_slice(&[0; 48]);
-        ports.extend(SOCKETS.dump(&request, local_port)?);
-    }
-    Ok(ports)
-}
-
-/// Of a `struct inet_diag_msg`: in network byte order after four single bytes.
-pub(super) fn local_port(entry: &[u8]) -> io::Result<u16> {
-    netlink::half(entry, 4).map(u16::from_be)
 }
 
 fn listening_by_tables() -> io::Result<BTreeSet<u16>> {

@@ -92,6 +92,17 @@ pub struct RollReport {
     pub stopped: String,
 }
 
+/// Connections of a pod that are older than its enrolment, and go on outside the mesh.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Older {
+    /// How many there are.
+    pub connections: usize,
+    /// When the last of them ends, in seconds since the epoch.
+    pub until_s: Option<i64>,
+    /// With whom; some of them where there are many.
+    pub peers: Vec<String>,
+}
+
 /// One pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodReport {
@@ -167,6 +178,9 @@ pub struct PodReport {
     pub unhealthy: bool,
     /// Which one, and how.
     pub health_detail: String,
+    /// Connections that are older than its enrolment.
+    #[serde(default)]
+    pub older: Older,
 }
 
 impl PodReport {
@@ -212,6 +226,7 @@ impl PodReport {
             policy_version: String::new(),
             unhealthy: false,
             health_detail: String::new(),
+            older: Older::default(),
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::join::now_s;
 use super::pods::{KnownWorker, Part};
 use super::report::DrainingReport;
-use super::session::{Event, Link, Session, SessionEnd, next};
+use super::session::{Event, Link, Session, SessionEnd, next, until};
 use super::workers::{Command, PodTask};
 use crate::sandbox;
 
@@ -74,6 +74,7 @@ impl PodTask {
     async fn serve_on(&mut self, links: &mut Vec<Link>) -> SessionEnd {
         loop {
             let shared = self.shared.clone();
+            let older_at = self.grandfathers.wake();
             tokio::select! {
                 biased;
                 command = self.commands.recv() => match command {
@@ -93,6 +94,7 @@ impl PodTask {
                         return SessionEnd::Unserved;
                     }
                 }
+                () = until(older_at) => self.tend_grandfathers(),
             }
         }
     }

@@ -178,6 +178,11 @@ impl Rules {
         self.own.as_ref().map(|own| own.content.audit)
     }
 
+    /// What decides on the pod's flows; `None` while nothing is known of it.
+    pub(super) fn policy(&self) -> Option<&PodPolicy> {
+        self.own.as_ref().map(|own| &*own.policy)
+    }
+
     /// What the worker is told; `None` while nothing is known of the pod.
     pub(super) fn message(&self, version: &str) -> Option<wire::PodPolicy> {
         self.own.as_ref().map(|own| own.content.to_wire(version))

@@ -3,7 +3,8 @@
 //!
 //! The order is: cgroup → fresh maps → wall → worker (listeners, key, certificate) →
 //! listeners in the kernel's map → steering of inbound → capture of outbound. It is undone
-//! in the other direction, capture first.
+//! in the other direction, capture first. Of a pod that is enrolled while it runs the wall comes
+//! last (`live`).
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use super::allotment::Allotment;
 use super::backoff::RestartPolicy;
 use super::counters::Counters;
 use super::csr::{Svid, chain_from_pem, chain_to_pem};
+use super::grandfather::Grandfathers;
 use super::legacy::Legacy;
 use super::look::Seen;
 use super::netns::Netns;
@@ -67,6 +69,7 @@ pub(super) struct PodTask {
     pub(super) cgroup: Option<PodCgroup>,
     pub(super) rules: Rules,
     pub(super) allotment: Allotment,
+    pub(super) grandfathers: Grandfathers,
     pub(super) watch: Watch,
     pub(super) seen: Seen,
     /// The kernel has it cut off.
@@ -123,6 +126,7 @@ impl PodTask {
             cgroup: None,
             rules: Rules::default(),
             allotment: Allotment::default(),
+            grandfathers: Grandfathers::default(),
             policy: RestartPolicy::default(),
             rolling: None,
             ended_at: None,
@@ -142,6 +146,9 @@ impl PodTask {
         self.cut = self
             .in_kernel()
             .is_some_and(|pod| pod.flags & POD_CUT_OFF != 0);
+        if self.in_kernel().is_some() {
+            self.restore_grandfathers();
+        }
         self.placed = self.is_captured() && !self.look();
         loop {
             if !self.placed {

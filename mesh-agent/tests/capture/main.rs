@@ -5,6 +5,7 @@ mod cut_off;
 mod device;
 mod foreign;
 mod frame;
+mod grandfathered;
 mod helpers;
 mod inbound;
 mod injection;

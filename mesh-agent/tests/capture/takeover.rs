@@ -25,10 +25,11 @@ use crate::program;
 pub(crate) const OTHER: u32 = 999;
 pub(crate) const OUTSIDE: &str = "192.0.2.9:443";
 /// All maps but the one that says whose they are.
-const MAPS: [&str; 11] = [
+const MAPS: [&str; 12] = [
     map_name::PODS,
     map_name::FLOWS,
     map_name::PENDING,
+    map_name::GRANDFATHERED,
     map_name::LISTENERS,
     map_name::SOCKETS,
     map_name::WALLS,
@@ -204,7 +205,7 @@ fn maps_of_another_layout_are_copied_or_begin_empty_and_refuse() {
     let report = take_over(&mut lab);
     assert_eq!(report.shared, [map_name::SOCKETS]);
     assert_eq!(report.copied, [map_name::PODS, map_name::WALLS]);
-    assert_eq!(report.emptied.len(), 8, "{report:?}");
+    assert_eq!(report.emptied.len(), 9, "{report:?}");
     assert_on_own_maps(&lab);
     assert_eq!(
         original_destination(&worker, libc::SOL_IP),

@@ -3,6 +3,7 @@
 mod place;
 mod suggestion;
 mod text;
+mod unproven;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::reason::Reason;
 use place::Place;
 pub use place::Route;
 pub use suggestion::Missing;
+pub use unproven::{Connection, unproven};
 
 /// Where a flow comes from.
 #[derive(Clone, Debug)]

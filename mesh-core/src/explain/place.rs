@@ -87,9 +87,14 @@ pub(super) fn places(
     {
         return (Route::Local, Vec::new());
     }
-    match mesh.resolve(dialled, question.port) {
+    places_at(mesh, dialled, question.port)
+}
+
+/// Where a connection to `dialled:port` may lead.
+pub(super) fn places_at(mesh: &Mesh, dialled: IpAddr, port: u16) -> (Route, Vec<Place>) {
+    match mesh.resolve(dialled, port) {
         Resolution::Unknown => {
-            let place = Place::unknown(dialled, question.port);
+            let place = Place::unknown(dialled, port);
             (Route::Unknown, vec![place])
         }
         Resolution::Workload(endpoint) => {

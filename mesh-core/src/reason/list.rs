@@ -89,7 +89,7 @@ reasons! {
             "the kernel could not hand the connection to the worker's listener",
             "see the agent's log for the worker's start";
         WallNotWorker = "wall_not_worker",
-            "TCP left the pod from something other than its worker: a raw or packet socket, or a connection older than the enrolment",
+            "TCP left the pod from something other than its worker: a raw or packet socket, or a connection older than the enrolment that was not to go on",
             "let the app use ordinary sockets, and open old connections again";
         WallTupleMismatch = "wall_tuple_mismatch",
             "a packet of the worker was rewritten inside the pod",
@@ -100,6 +100,9 @@ reasons! {
         CutOff = "cut_off" ["`connect`: `EPERM`; of a caller: a time-out"],
             "the pod is to be in the mesh but can't be served safely, so it is cut off",
             "see `mesh-agent pod list` or `meshctl status` for what is in the way, and remove it: the pod comes back by itself; or run the agent with --unserved leave";
+        GrandfatherEnded = "grandfather_ended" ["`ECONNABORTED`, at the other end a reset; a time-out where no agent runs"],
+            "a connection that was open in clear when its pod was enrolled, and whose time is over",
+            "let the app connect again, which goes through the mesh; --grandfather-for of the agent says how long such connections may go on";
         WallUnparsable = "wall_unparsable",
             "the pod sent a frame that can't be parsed",
             "let the app not build frames of its own";

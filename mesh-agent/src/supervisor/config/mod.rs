@@ -91,6 +91,11 @@ pub struct RunArgs {
     /// How many pods' workers are replaced at a time [default: 1]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub roll_at_once: Option<u16>,
+    /// Seconds that connections may go on in clear that a running pod had open when it was enrolled,
+    /// as far as policy allows them; then they are reset. 0 resets them when the pod is enrolled
+    /// [default: 3600]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=2_592_000))]
+    pub grandfather_for: Option<u32>,
     /// Seconds that workloads' certificates are asked to live; control gives no more than its own
     /// limit, and this by default
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(5..=86400))]
@@ -150,6 +155,8 @@ pub struct Config {
     pub roll_by_itself: bool,
     /// Pods whose workers are replaced at one time.
     pub roll_at_once: usize,
+    /// How long connections may go on that a pod had open when it was enrolled.
+    pub grandfather_for: Duration,
     /// How long workloads' certificates are asked to live, in seconds; 0 leaves it to control.
     pub certificate_lifetime_s: u32,
     /// Where the CNI plugin is to be, and what it is told.
@@ -159,6 +166,7 @@ pub struct Config {
 const CHECK_EVERY_S: u16 = 5;
 const TUNNEL_DRAIN_S: u32 = 600;
 const DRAIN_FOR_S: u32 = 3600;
+const GRANDFATHER_FOR_S: u32 = 3_600;
 
 /// One mistake in the command line.
 #[derive(Debug, thiserror::Error)]
@@ -288,6 +296,9 @@ impl Config {
             drain_for: Duration::from_secs(raw.drain_for.unwrap_or(DRAIN_FOR_S).into()),
             roll_by_itself,
             roll_at_once: raw.roll_at_once.unwrap_or(1).into(),
+            grandfather_for: Duration::from_secs(
+                raw.grandfather_for.unwrap_or(GRANDFATHER_FOR_S).into(),
+            ),
             certificate_lifetime_s: raw.certificate_lifetime.unwrap_or(0),
             cni,
         })

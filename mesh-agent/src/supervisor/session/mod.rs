@@ -81,7 +81,7 @@ async fn send_first(channel: &SupervisorChannel, outbox: &Outbox) -> io::Result<
     }
 }
 
-async fn until(at: Option<Instant>) {
+pub(super) async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => pending().await,
