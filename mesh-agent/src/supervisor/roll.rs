@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::pods::PodKey;
 use super::report::{PodReport, PodState, RollReport};
-use super::rolling::MOST_DRAINING;
+use super::rolling::{MOST_DRAINING, RollFault};
 use super::shared::{PodHandle, Shared};
 use super::workers::Command;
 
@@ -105,7 +105,7 @@ impl State {
     }
 
     /// A new worker has taken over and stayed, or has not.
-    fn ended(&mut self, key: &PodKey, outcome: Result<i32, String>, now: Instant) {
+    fn ended(&mut self, key: &PodKey, outcome: Result<i32, RollFault>, now: Instant) {
         self.under_way.remove(key);
         match outcome {
             Ok(pid) => {
@@ -116,7 +116,11 @@ impl State {
                 metrics::counter!("nodemesh_workers_rolled_total").increment(1);
                 tracing::info!(pod = %key, pid, "worker replaced");
             }
-            Err(why) => {
+            Err(RollFault::NotNow(why)) => {
+                self.not_before.insert(key.clone(), now + RETRY);
+                tracing::info!(pod = %key, why, "the worker is not replaced now");
+            }
+            Err(RollFault::Failed(why)) => {
                 self.not_before.insert(key.clone(), now + RETRY);
                 self.failures_in_a_row += 1;
                 self.failed += 1;
@@ -193,26 +197,33 @@ fn choose(shared: &Shared) -> Option<(PodKey, PodHandle)> {
     Some(chosen)
 }
 
-async fn replace(key: PodKey, pod: PodHandle) -> (PodKey, Result<i32, String>) {
+async fn replace(key: PodKey, pod: PodHandle) -> (PodKey, Result<i32, RollFault>) {
     let outcome = replace_one(pod).await;
     (key, outcome)
 }
 
-async fn replace_one(mut pod: PodHandle) -> Result<i32, String> {
-    let commands = pod.commands.take().ok_or("the pod is leaving")?;
+async fn replace_one(mut pod: PodHandle) -> Result<i32, RollFault> {
+    let leaving = || RollFault::NotNow("the pod is leaving, or the supervisor".to_owned());
+    let commands = pod.commands.take().ok_or_else(leaving)?;
     let (reply, answer) = oneshot::channel();
+    let ended_before = pod.report.borrow().restarts;
     let sent = commands.send(Command::Roll(reply)).await;
-    sent.map_err(|_| "the pod is leaving")?;
+    sent.map_err(|_| leaving())?;
     let pid = match timeout(READY_WITHIN, answer).await {
-        Ok(Ok(answer)) => answer?,
-        Ok(Err(_)) => return Err("the pod is leaving".to_owned()),
-        Err(_) => return Err(format!("it was not ready within {READY_WITHIN:?}")),
+        Ok(answer) => answer.map_err(|_| leaving())??,
+        Err(_) => {
+            let why = format!("it was not ready within {READY_WITHIN:?}");
+            return Err(RollFault::Failed(why));
+        }
     };
-    let left = |report: &PodReport| report.worker_pid != u32::try_from(pid).ok();
-    match timeout(STAYS_FOR, pod.report.wait_for(left)).await {
+    let ended = |report: &PodReport| report.restarts != ended_before;
+    match timeout(STAYS_FOR, pod.report.wait_for(ended)).await {
         // It is still there, or the pod is not.
         Err(_) | Ok(Err(_)) => Ok(pid),
-        Ok(Ok(_)) => Err("it took over and ended within a second".to_owned()),
+        Ok(Ok(_)) => {
+            let why = "it took over and ended within a second".to_owned();
+            Err(RollFault::Failed(why))
+        }
     }
 }
 
@@ -258,12 +269,14 @@ mod tests {
     fn failures_in_a_row_stop_it_and_a_success_does_not_count() {
         let (mut state, now) = (State::default(), Instant::now());
         let (cart, pay) = (key("cart"), key("pay"));
-        let fail = || Err("it broke".to_owned());
+        let fail = || Err(RollFault::Failed("it broke".to_owned()));
         state.ended(&cart, fail(), now);
         assert!(!state.is_due(&cart, &pod(), true, now), "not at once again");
         assert!(state.is_due(&pay, &pod(), true, now));
         assert!(state.is_due(&cart, &pod(), true, now + RETRY));
         state.ended(&pay, Ok(7), now);
+        let leaves = || Err(RollFault::NotNow("it leaves".to_owned()));
+        (0..9).for_each(|_| state.ended(&pay, leaves(), now));
         for _ in 0..MOST_FAILURES {
             assert_eq!(state.stopped, "");
             state.ended(&cart, fail(), now);

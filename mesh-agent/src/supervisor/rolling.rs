@@ -23,6 +23,18 @@ pub(super) const MOST_DRAINING: usize = 2;
 /// How long a worker may drain that can't be told what policy says from now on.
 const FOREIGN_DRAIN: Duration = Duration::from_secs(60);
 
+/// Why a worker was not replaced.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum RollFault {
+    /// This is not the time for it, which says nothing of new workers.
+    NotNow(String),
+    /// The new worker did not get ready, or did not stay.
+    Failed(String),
+}
+
+/// Who asked for a worker to be replaced: gets the new one's process id.
+pub(super) type RollReply = oneshot::Sender<Result<i32, RollFault>>;
+
 /// The worker that takes what comes.
 pub(super) fn serving(links: &[Link]) -> Option<usize> {
     links.iter().position(|link| link.part == Part::Serving)
@@ -133,12 +145,13 @@ impl PodTask {
                     let mut next = links.remove(at);
                     let _how = next.bury(Duration::ZERO).await;
                     self.buried(&next);
-                    self.answer_roll(Err(format!("the worker that serves has ended: {how}")));
+                    let why = format!("the worker that serves has ended: {how}");
+                    self.answer_roll(Err(RollFault::NotNow(why)));
                 }
             }
             Part::Next => {
                 tracing::error!(%pod, pid, how, "the worker that was to take over has ended; the one before it serves on");
-                self.answer_roll(Err(how.clone()));
+                self.answer_roll(Err(RollFault::Failed(how.clone())));
             }
             Part::Draining { .. } => {
                 tracing::info!(%pod, pid, how, "a worker that was replaced has ended");
@@ -164,30 +177,31 @@ impl PodTask {
         for link in std::mem::take(links) {
             self.buried(&link);
         }
-        self.answer_roll(Err("the pod has left, or is cut off".to_owned()));
+        let why = "the pod has left, or is cut off".to_owned();
+        self.answer_roll(Err(RollFault::NotNow(why)));
         self.tell_workers(links);
     }
 
-    fn answer_roll(&mut self, answer: Result<i32, String>) {
+    fn answer_roll(&mut self, answer: Result<i32, RollFault>) {
         if let Some(waiting) = self.rolling.take() {
             let _ = waiting.send(answer);
         }
     }
 
     /// Bears a worker beside the one that serves.
-    fn begin_roll(&mut self, links: &mut Vec<Link>, reply: oneshot::Sender<Result<i32, String>>) {
+    fn begin_roll(&mut self, links: &mut Vec<Link>, reply: RollReply) {
         let draining = links.iter().filter(|link| link.is_draining()).count();
         let ready = serving(links).is_some_and(|at| links[at].ready);
-        let fault = match () {
-            () if !ready => Some("its worker is not ready".to_owned()),
-            () if next_one(links).is_some() => Some("its next worker is being born".to_owned()),
-            () if draining >= MOST_DRAINING => Some(format!(
-                "{draining} workers of it drain; one has to end first"
-            )),
-            () => None,
+        let in_the_way = if !ready {
+            Some("its worker is not ready".to_owned())
+        } else if next_one(links).is_some() {
+            Some("its next worker is being born".to_owned())
+        } else {
+            let many = draining >= MOST_DRAINING;
+            many.then(|| format!("{draining} workers of it drain; one has to end first"))
         };
-        if let Some(fault) = fault {
-            let _ = reply.send(Err(fault));
+        if let Some(why) = in_the_way {
+            let _ = reply.send(Err(RollFault::NotNow(why)));
             return;
         }
         // Before it is born, so that it is born into what it needs.
@@ -200,13 +214,13 @@ impl PodTask {
                 links.push(link);
                 self.rolling = Some(reply);
             }
-            Err(why) => drop(reply.send(Err(why))),
+            Err(why) => drop(reply.send(Err(RollFault::Failed(why)))),
         }
         self.tell_workers(links);
     }
 
     /// The worker that was born beside the one that serves is ready: it is the pod's worker now.
-    fn take_over(&mut self, links: &mut Vec<Link>, at: usize) {
+    fn take_over(&mut self, links: &mut [Link], at: usize) {
         let old = serving(links);
         let drain = old.map(|old| self.time_to_drain(&links[old]));
         let until_s = now_s() + i64::try_from(drain.unwrap_or_default().as_secs()).unwrap_or(0);

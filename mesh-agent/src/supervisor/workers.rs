@@ -31,7 +31,7 @@ use super::placement::PlaceFault;
 use super::pods::{Goal, Part, PodRecord};
 use super::report::PodState;
 use super::reporter::Reporter;
-use super::rolling::serving;
+use super::rolling::{RollFault, RollReply, serving};
 use super::rules::Rules;
 use super::session::{Link, Session, SessionEnd, next};
 use super::shared::Shared;
@@ -52,7 +52,7 @@ pub(super) enum Command {
     Metrics(oneshot::Sender<Vec<Counter>>),
     /// Replace the worker by another, which is born beside it and takes over when it is ready;
     /// answered with its process id, or why there is none.
-    Roll(oneshot::Sender<Result<i32, String>>),
+    Roll(RollReply),
 }
 
 /// One pod that is to be enrolled.
@@ -80,7 +80,7 @@ pub(super) struct PodTask {
     placed: bool,
     policy: RestartPolicy,
     /// Who waits for the worker that is being born beside the one that serves.
-    pub(super) rolling: Option<oneshot::Sender<Result<i32, String>>>,
+    pub(super) rolling: Option<RollReply>,
     /// When the last worker's end was noticed, until the next one is ready.
     pub(super) ended_at: Option<Instant>,
 }
@@ -375,7 +375,8 @@ impl PodTask {
                         let _ = reply.send(self.counters.totals());
                     }
                     Some(Command::Roll(reply)) => {
-                        let _ = reply.send(Err("the pod has no worker that serves".to_owned()));
+                        let why = "the pod has no worker that serves".to_owned();
+                        let _ = reply.send(Err(RollFault::NotNow(why)));
                     }
                     None => return Flow::Detached,
                 },

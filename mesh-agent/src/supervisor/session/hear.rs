@@ -17,11 +17,12 @@ impl Session<'_> {
     /// Takes in what has happened; how the worker has ended, if it has.
     pub(in crate::supervisor) async fn happened(&mut self, event: Event) -> Option<String> {
         let fault = match event {
-            Event::Received(Ok(Some((message, fds)))) => self.hear(message.message, fds),
-            Event::Received(Ok(None)) | Event::Ended => {
-                return Some(self.link.bury(END_PATIENCE).await);
-            }
-            Event::Received(Err(e)) => Err(format!("unreadable: {e}")),
+            Event::Received(received) => match *received {
+                Ok(Some((message, fds))) => self.hear(message.message, fds),
+                Ok(None) => return Some(self.link.bury(END_PATIENCE).await),
+                Err(e) => Err(format!("unreadable: {e}")),
+            },
+            Event::Ended => return Some(self.link.bury(END_PATIENCE).await),
             Event::Sent(Ok(())) => {
                 self.sent();
                 Ok(())

@@ -88,9 +88,12 @@ pub(super) async fn until(at: Option<Instant>) {
     }
 }
 
+/// A message, or the end of the channel.
+type Received = io::Result<Option<(ToSupervisor, Vec<Handed>)>>;
+
 /// What has happened with a worker.
 pub(super) enum Event {
-    Received(io::Result<Option<(ToSupervisor, Vec<Handed>)>>),
+    Received(Box<Received>),
     Ended,
     Sent(io::Result<()>),
     Signing(SigningEvent),
@@ -280,7 +283,7 @@ impl Link {
         tokio::select! {
             biased;
             received = self.channel.recv_from_anybody(), if !backlog && closed_until.is_none() => {
-                Event::Received(received)
+                Event::Received(Box::new(received))
             }
             _ = self.death.readable() => Event::Ended,
             sent = send_first(&self.channel, &self.outbox) => Event::Sent(sent),

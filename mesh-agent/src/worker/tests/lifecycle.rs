@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mesh_api::WORKER_PROTOCOL_VERSION;
 use mesh_api::worker::{Certificate, Drain, FdKind, Limits, Replace, Resync, to_worker::Message};
-use mesh_common::{PORT_OUTBOUND, PORT_PLAINTEXT};
+use mesh_common::{PORT_HBONE, PORT_OUTBOUND, PORT_PLAINTEXT};
 use mesh_core::reason::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -218,6 +218,24 @@ async fn a_draining_worker_finishes_what_it_has() {
     assert!(!b.heard.lock().unwrap().drained);
     app.shutdown().await.unwrap();
     server.shutdown().await.unwrap();
+    b.until("the drain", |h| h.drained).await;
+    join(b).await.unwrap();
+}
+
+/// What was accepted and is no flow yet, such as a caller's handshake, may become one.
+#[tokio::test]
+async fn a_draining_worker_waits_for_what_it_has_accepted() {
+    let mesh = Mesh::new();
+    let b = TestPod::start(&mesh, "b").await;
+    let caller = TcpStream::connect((b.ip, PORT_HBONE)).await.unwrap();
+    b.counted("nodemesh_accepted_open", "", 1).await;
+    b.send(Message::Replace(Replace {
+        deadline_ms: 20_000,
+    }));
+    b.send(Message::Resync(Resync {}));
+    b.counted("nodemesh_accepted_open", "", 1).await;
+    assert!(!b.heard.lock().unwrap().drained);
+    drop(caller);
     b.until("the drain", |h| h.drained).await;
     join(b).await.unwrap();
 }
