@@ -285,7 +285,7 @@ impl Plan {
         self
     }
 
-    /// Every agent is started with this option as well.
+    /// Every agent is started with this option as well; `{folder}` stands for its node's folder.
     #[must_use]
     pub fn agent_option(mut self, name: &str, value: &str) -> Self {
         let option = [name.to_owned(), value.to_owned()];

@@ -72,8 +72,8 @@ pub struct PodAdd {
     /// another takes the place of the one before.
     #[serde(default)]
     pub container: String,
-    /// What the runtime's network plugins say that the pod's addresses are: used while control
-    /// knows none, and checked in the namespace as control's are.
+    /// What the runtime's network plugins say that the pod's addresses are: used whatever control
+    /// knows, and checked in the namespace as control's are.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
     /// It was found running: its apps may have connections that began without the mesh.

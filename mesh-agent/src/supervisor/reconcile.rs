@@ -61,8 +61,9 @@ pub(super) fn desire(
         return Desire::NotInMesh;
     }
     let mut goal = Goal::from(&**workload);
-    if goal.addresses.is_empty() {
-        // Kubelet tells them once the pod's first container runs.
+    if !origin.given.is_empty() {
+        // Kubelet tells the API none before the pod's first container runs; and where a pod gets a
+        // new sandbox, as after a boot, until then those of the sandbox before.
         goal.addresses.clone_from(&origin.given);
     }
     match goal.addresses.is_empty() {
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_networks_addresses_count_until_control_knows_some() {
+    fn the_networks_addresses_count_whatever_control_remembers() {
         let given = |addresses: &[&str], change: fn(&mut Workload)| {
             let origin = Origin {
                 given: addresses.iter().map(|a| a.parse().unwrap()).collect(),
@@ -204,14 +205,15 @@ mod tests {
             panic!("it has addresses");
         };
         assert_eq!(goal.addresses.len(), 2);
-        // Kubelet has the same, in another order; or others.
+        // Kubelet has the same, in another order; or still those of the sandbox before.
         let same = given(&[], |w| {
             w.addresses = ["fd00::9", "10.0.0.9"]
                 .map(|a| a.parse::<IpAddr>().unwrap())
                 .into();
         });
         assert_eq!(step(Some(&goal), &same), Step::Keep);
-        assert_eq!(step(Some(&goal), &given(&["10.0.0.9"], |_| {})), Step::Stop);
+        let remembered = given(&["fd00::9", "10.0.0.9"], |_| {});
+        assert_eq!(step(Some(&goal), &remembered), Step::Keep);
     }
 
     #[test]

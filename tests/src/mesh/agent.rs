@@ -79,7 +79,9 @@ impl Agent {
         for resolver in place.resolvers {
             arguments.extend(["--resolver".to_owned(), resolver.to_string()]);
         }
-        arguments.extend_from_slice(place.options);
+        let folder = host.folder.display().to_string();
+        let options = place.options.iter();
+        arguments.extend(options.map(|word| word.replace("{folder}", &folder)));
         Ok(Self {
             daemon: Daemon::new(
                 &format!("mesh-agent on {}", host.name()),

@@ -105,9 +105,7 @@ impl Folders {
              [{cri}.containerd.runtimes.runc]\n\
              runtime_type = \"io.containerd.runc.v2\"\n\
              [{cri}.containerd.runtimes.runc.options]\n\
-             Root = \"{base}/state/runc\"\n\
-             NoPivotRoot = {in_memory}\n",
-            in_memory = runs_from_memory()?,
+             Root = \"{base}/state/runc\"\n",
             plugins = plugins.display(),
             unused = UNUSED
                 .map(|name| format!("\"io.containerd.{name}\""))
@@ -141,21 +139,12 @@ impl Folders {
             "name": network.name,
             "plugins": plugins,
         });
-        let staged = self.base.join("conflist.staged");
+        // In the same folder: containerd 1.6 hears of what goes from there, not of what comes.
+        let staged = self.networks().join(".staged");
         fs::write(&staged, serde_json::to_vec_pretty(&list)?)
             .and_then(|()| fs::rename(&staged, self.conflist()))
             .context("writing the network configuration")
     }
-}
-
-/// Whether the machine's root is what the kernel unpacked at its start: nothing else can be made the
-/// root there.
-fn runs_from_memory() -> Result<bool> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
-    let mut roots = mounts
-        .lines()
-        .filter(|line| line.split(' ').nth(4) == Some("/"));
-    Ok(roots.any(|line| line.contains(" - rootfs ")))
 }
 
 /// What this runtime needs no snapshots, tracing or image policy from.

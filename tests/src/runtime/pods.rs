@@ -119,7 +119,10 @@ impl Runtime {
     /// With the runtime's words, which have the plugins'; what it had made by then is removed, as
     /// far as it can be.
     pub fn run_sandbox(&self, spec: &PodSpec) -> Result<Sandbox> {
-        let uid = new_uid();
+        let uid = match spec.uid.as_str() {
+            "" => new_uid(),
+            uid => uid.to_owned(),
+        };
         let config = self.sandbox_config(spec, &uid);
         fs::create_dir_all(&config.log_directory)?;
         let request = RunPodSandbox {
@@ -263,7 +266,9 @@ fn pod_labels(spec: &PodSpec, uid: &str) -> HashMap<String, String> {
     )
 }
 
-fn new_uid() -> String {
+/// A pod's UID, as the API gives it.
+#[must_use]
+pub fn new_uid() -> String {
     let bits = fastrand::u128(..);
     let text = format!("{bits:032x}");
     let (parts, lengths) = (&text, [0..8, 8..12, 12..16, 16..20, 20..32]);

@@ -12,7 +12,7 @@ use mesh_lab::runtime::{Runtime, Sandbox};
 use mesh_lab::traffic::{self, Traffic};
 use mesh_lab::{Agent, Lab, Plan, Pod, PodSpec, pins, wait};
 
-use crate::{CALLS, PORT, assert_tunnels_only, end_told_pod, plan, told_pod};
+use crate::{CALLS, PORT, assert_tunnels_only, end_told_pod, plan, plugin, told_pod};
 
 /// How many pods; the long form is 300.
 const PODS: &str = "NODEMESH_RACE_PODS";
@@ -78,9 +78,19 @@ fn script(web: &Pod, name: &str) -> String {
     )
 }
 
+/// Who tells the agent of pods.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    Hand,
+    Plugin,
+}
+
 /// One pod from its making to its end.
-fn run(lab: &Lab, runtime: &Runtime, spec: &PodSpec) -> Result<Sandbox> {
-    let sandbox = told_pod(lab, runtime, spec)?;
+fn run(lab: &Lab, runtime: &Runtime, spec: &PodSpec, by: By) -> Result<Sandbox> {
+    let sandbox = match by {
+        By::Hand => told_pod(lab, runtime, spec)?,
+        By::Plugin => plugin::pod(lab, runtime, spec)?,
+    };
     let command = script(lab.pod("shop/web"), &spec.key().replace('/', "-"));
     let app = runtime.start_container(&sandbox, "app", &["sh", "-c", &command])?;
     wait::until_true("what the pod's calls come to", CALLS, || {
@@ -107,7 +117,13 @@ fn run(lab: &Lab, runtime: &Runtime, spec: &PodSpec) -> Result<Sandbox> {
         Ok(steady.netns.run(|| traffic::call(address)).map(|()| true)?)
     });
     called.with_context(|| format!("{} at {address}", spec.key()))?;
-    end_told_pod(lab, runtime, &sandbox, &[&app])?;
+    match by {
+        By::Hand => end_told_pod(lab, runtime, &sandbox, &[&app])?,
+        By::Plugin => {
+            runtime.remove_sandbox(&sandbox)?;
+            lab.withdraw_pod(spec)?;
+        }
+    }
     Ok(sandbox)
 }
 
@@ -130,10 +146,23 @@ fn held(lab: &Lab, node: usize) -> Vec<String> {
 
 #[test]
 fn pods_come_and_go_and_none_is_in_clear_or_another() {
+    race(By::Plugin, FEW);
+}
+
+#[test]
+fn the_same_without_the_plugin() {
+    race(By::Hand, FEW / 2);
+}
+
+fn race(by: By, few: usize) {
     let told = std::env::var(PODS).ok();
-    let pods = told.map_or(FEW, |count| count.parse().expect("a number of pods"));
+    let pods = told.map_or(few, |count| count.parse().expect("a number of pods"));
     let lab = Lab::with_mesh(policies(plan())).unwrap();
     let runtimes = [0, 1].map(|node| Runtime::start(&lab, node, ADDRESSES).unwrap());
+    if by == By::Plugin {
+        plugin::chain(&lab, &runtimes[0], 0);
+        plugin::chain(&lab, &runtimes[1], 1);
+    }
     let (web, steady) = (lab.pod("shop/web"), lab.pod("shop/steady"));
     let ports: Vec<String> = (PORT..=STEADY).map(|port| port.to_string()).collect();
     let _server = web
@@ -159,7 +188,7 @@ fn pods_come_and_go_and_none_is_in_clear_or_another() {
                 return Ok(done);
             }
             let spec = racer(number);
-            let made = run(&lab, &runtimes[spec.node_index()], &spec);
+            let made = run(&lab, &runtimes[spec.node_index()], &spec, by);
             done.push(made.with_context(|| spec.key())?);
         }
     };
