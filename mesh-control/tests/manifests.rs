@@ -1,5 +1,6 @@
 //! What manifests say, and what is wrong with them: file, line, field.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 
@@ -339,8 +340,13 @@ fn the_mesh_is_what_the_manifests_describe() {
     );
     let leaving = mesh.workload("Kubernetes//v1/Pod/shop/leaving").unwrap();
     assert!(
-        leaving.services.is_empty(),
+        leaving.services.values().all(BTreeMap::is_empty),
         "no new connections to a pod that leaves"
+    );
+    let of = |uid: &str| mesh.workload(uid).unwrap().services.keys().cloned();
+    assert!(
+        of("Kubernetes//v1/Pod/shop/leaving").eq(of("Kubernetes//v1/Pod/shop/one")),
+        "what policy says of its services holds for it until it is gone"
     );
 }
 

@@ -3,6 +3,7 @@
 
 mod bounds;
 mod counted;
+mod pods_go;
 mod under_load;
 
 use std::fs::{self, OpenOptions};

@@ -123,13 +123,9 @@ fn workload(
         .as_ref()
         .map_or(DEFAULT_ACCOUNT, |a| &a.0);
     let node = spec.node_name.as_ref().map_or("", |name| &name.0);
-    // A pod that is being deleted keeps its identity until it is gone, but gets no new
-    // connections through services.
-    let serving = metadata.deletion_timestamp.is_none();
     let services = surroundings.services.get(namespace).into_iter().flatten();
-    let services = services
-        .filter(|_| serving)
-        .filter_map(|service| Some((service.key.clone(), service.ports(&pod.object)?)));
+    let services =
+        services.filter_map(|service| Some((service.key.clone(), service.ports(&pod.object)?)));
     let around = surroundings.namespaces.get(namespace).copied();
     Ok(Workload {
         uid: workload_uid(namespace, &metadata.name.0).into(),
@@ -196,13 +192,16 @@ fn unresolved_ports(found: &mut Found, mesh: &Mesh) {
     for Placed { object, place } in &found.services {
         let key = key_of(object);
         let members = mesh.members(&key);
-        let members: Vec<_> = members.filter_map(|w| w.services.get(&key)).collect();
+        let members = members.filter_map(|w| w.services.get(&key));
+        // One without any port takes no new connections, or has not what is asked for.
+        let members: Vec<_> = members.filter(|ports| !ports.is_empty()).collect();
+        let asked = !members.is_empty() || takes_new(found, object);
         for (index, port) in object.spec.ports.iter().enumerate() {
             let Some(TargetPort::Name(name)) = &port.target_port else {
                 continue;
             };
             let resolved = members.iter().any(|ports| ports.contains_key(&port.port.0));
-            if !members.is_empty() && !resolved {
+            if asked && !resolved {
                 let path = [
                     "spec".into(),
                     "ports".into(),
@@ -214,6 +213,23 @@ fn unresolved_ports(found: &mut Found, mesh: &Mesh) {
             }
         }
     }
+}
+
+/// Whether any pod that the service selects is there to stay. Who is ready of a service that has
+/// slices is said there.
+fn takes_new(found: &Found, service: &schema::Service) -> bool {
+    let (namespace, name) = (namespace_of(&service.metadata), &service.metadata.name.0);
+    let mut slices = found.slices.iter().map(|slice| &slice.object);
+    let sliced = slices
+        .any(|slice| slice.service() == Some(name) && namespace_of(&slice.metadata) == namespace);
+    let mut pods = found.pods.iter().map(|pod| &pod.object);
+    !sliced
+        && pods.any(|pod| {
+            namespace_of(&pod.metadata) == namespace
+                && placed(pod)
+                && pod.metadata.deletion_timestamp.is_none()
+                && endpoints::selects(service, pod)
+        })
 }
 
 /// Different services that run as one identity can't be told apart by policy.

@@ -1,5 +1,9 @@
 //! Who serves a service. Where EndpointSlices say it they count, for they know what a selector does
 //! not: which pods are ready. A service without slices is served by the pods that it selects.
+//!
+//! A pod that is not ready, or on its way out, belongs to its services as before: what policy says of
+//! the service's pods holds for the connections that it still has, and for the calls that it makes. It
+//! only has no port of them, so nothing new is sent there.
 
 use std::collections::BTreeMap;
 
@@ -47,11 +51,20 @@ pub(super) fn by_namespace(found: &Found) -> BTreeMap<&str, Vec<Endpoints<'_>>> 
 }
 
 impl Endpoints<'_> {
-    /// The ports of a pod of the service's namespace, if it is one of the endpoints.
+    /// The ports of a pod of the service's namespace, if it belongs to the service; none while it
+    /// takes no new connections.
     pub(super) fn ports(&self, pod: &Pod) -> Option<Ports> {
-        match &self.sliced {
-            Some(pods) => pods.get(pod.metadata.name.0.as_str()).cloned(),
-            None => selects(self.service, pod).then(|| target_ports(self.service, pod)),
+        let selected = selects(self.service, pod);
+        let ports = match &self.sliced {
+            Some(pods) => {
+                let sliced = pods.get(pod.metadata.name.0.as_str()).cloned();
+                sliced.or_else(|| selected.then(Ports::new))
+            }
+            None => selected.then(|| target_ports(self.service, pod)),
+        };
+        match pod.metadata.deletion_timestamp {
+            None => ports,
+            Some(_) => ports.map(|_| Ports::new()),
         }
     }
 }
@@ -60,10 +73,13 @@ fn sliced<'a>(service: &Service, slices: &[&'a EndpointSlice]) -> BTreeMap<&'a s
     let mut by_pod: BTreeMap<&str, Ports> = BTreeMap::new();
     for slice in slices {
         let numbers = slice_ports(service, slice);
-        let ready = slice.endpoints.iter().flatten().filter(|e| e.ready());
-        for pod in ready.filter_map(|endpoint| endpoint.pod()) {
+        for endpoint in slice.endpoints.iter().flatten() {
+            let Some(pod) = endpoint.pod() else { continue };
             // A pod with addresses of two families is in two slices.
-            by_pod.entry(pod).or_default().extend(&numbers);
+            let ports = by_pod.entry(pod).or_default();
+            if endpoint.ready() {
+                ports.extend(&numbers);
+            }
         }
     }
     by_pod
@@ -85,7 +101,7 @@ fn slice_ports(service: &Service, slice: &EndpointSlice) -> Ports {
 }
 
 /// A service without a selector selects nothing.
-fn selects(service: &Service, pod: &Pod) -> bool {
+pub(super) fn selects(service: &Service, pod: &Pod) -> bool {
     let selector = &service.spec.selector;
     !selector.is_empty()
         && selector
