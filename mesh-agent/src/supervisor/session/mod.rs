@@ -343,9 +343,14 @@ impl Session<'_> {
         self.link.post(ForWorker::Resync(Resync {}));
         self.post_trust();
         self.discovery_changed();
-        if self.link.part == Part::Next {
-            // The earlier supervisor may not have come to it.
-            self.post_certificate();
+        // What the earlier supervisor may not have come to, though its record says so.
+        match self.link.part {
+            Part::Serving => {}
+            Part::Next => self.post_certificate(),
+            Part::Draining { until_s } => {
+                let left_s = u64::try_from(until_s - now_s()).unwrap_or(0);
+                self.link.replace(Duration::from_secs(left_s), until_s);
+            }
         }
     }
 
