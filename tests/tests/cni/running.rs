@@ -7,11 +7,11 @@ use mesh_lab::{App, Lab, Pod, PodSpec, call, wait};
 
 use crate::{WEB, lab, plan, serve, target};
 
-const UIDS: [&str; 3] = [
-    "6e3c1d5a-7b1f-4c55-9f0e-0d9f7c1b2a3d",
-    "0a1b2c3d-0000-4000-8000-00000000000b",
-    "0a1b2c3d-0000-4000-8000-00000000000c",
-];
+/// UIDs of this test alone: other labs' agents see the processes, too.
+fn uids(first: u32) -> [String; 3] {
+    let of_process = std::process::id();
+    [0, 1, 2].map(|n| format!("{of_process:08x}-0000-4000-8000-{:012x}", first + n))
+}
 
 fn cgroupfs(uid: &str) -> String {
     format!("kubepods/burstable/pod{uid}/0123")
@@ -41,16 +41,17 @@ fn wait_found(lab: &Lab, key: &str) {
 #[test]
 fn running_pods_are_found_enrolled_and_forgotten() {
     let mut lab = lab(plan());
+    let uids = uids(0);
     let pods = ["shop/one", "shop/two"];
-    for (key, uid) in pods.iter().zip(UIDS) {
+    for (key, uid) in pods.iter().zip(&uids) {
         let (namespace, name) = key.split_once('/').unwrap();
         lab.make_pod(PodSpec::new(namespace, name).uid(uid))
             .unwrap();
         lab.announce_pod(lab.pod(key), Stage::Running).unwrap();
     }
     let _server = serve(lab.pod(WEB));
-    let one = sleep(lab.pod("shop/one"), &cgroupfs(UIDS[0]), "app");
-    let two = sleep(lab.pod("shop/two"), &systemd(UIDS[1]), "app");
+    let one = sleep(lab.pod("shop/one"), &cgroupfs(&uids[0]), "app");
+    let two = sleep(lab.pod("shop/two"), &systemd(&uids[1]), "app");
     for key in pods {
         wait_found(&lab, key);
         assert!(call::tcp(&lab.pod(key).netns, target(lab.pod(WEB))).served());
@@ -70,15 +71,16 @@ fn running_pods_are_found_enrolled_and_forgotten() {
 #[test]
 fn what_can_not_be_captured_is_refused_with_a_reason() {
     let mut lab = lab(plan());
+    let uids = uids(16);
     let pods = ["shop/sandboxed", "shop/host", "shop/wrong"];
-    for (key, uid) in pods.iter().zip(UIDS) {
+    for (key, uid) in pods.iter().zip(&uids) {
         let (namespace, name) = key.split_once('/').unwrap();
         lab.make_pod(PodSpec::new(namespace, name).uid(uid))
             .unwrap();
     }
-    let _sandboxed = sleep(lab.pod(pods[0]), &cgroupfs(UIDS[0]), "runsc-sandbox");
+    let _sandboxed = sleep(lab.pod(pods[0]), &cgroupfs(&uids[0]), "runsc-sandbox");
     // Its only process is in the node's network namespace; or in one with other addresses.
-    let placeholder = sleep(lab.pod(pods[1]), &systemd(UIDS[1]), "app");
+    let placeholder = sleep(lab.pod(pods[1]), &systemd(&uids[1]), "app");
     let mut process = lab
         .node(0)
         .netns
@@ -91,7 +93,7 @@ fn what_can_not_be_captured_is_refused_with_a_reason() {
         .write_all(process.id().to_string().as_bytes())
         .unwrap();
     let other = lab.pod("shop/new");
-    let _wrong = sleep(other, &cgroupfs(UIDS[2]), "app");
+    let _wrong = sleep(other, &cgroupfs(&uids[2]), "app");
     let pid = nix::unistd::Pid::from_raw(placeholder.pid().try_into().unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     for key in pods {
