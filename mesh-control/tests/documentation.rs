@@ -15,7 +15,6 @@ use api::Api;
 
 use mesh_api::kinds::OWN_KINDS;
 use mesh_control::refusal::Refusal;
-use mesh_control::registry::Directory;
 use mesh_control::sources::kubernetes::Follower;
 use mesh_control::sources::manifests::load;
 use mesh_core::budget::FIELDS;
@@ -83,7 +82,7 @@ async fn the_examples_of_the_policy_document_make_the_same_mesh_from_a_cluster()
     let revocations = settings.revocations.subscribe();
     let (follower, registry) = Follower::start(&api.client(), settings).await.unwrap();
     assert_eq!(follower.mistakes(), []);
-    let standalone = Directory::new(loaded.mesh);
+    let standalone = cluster::with_uids(loaded.mesh);
     assert_eq!(registry.current().version(), standalone.version());
     assert_eq!(*revocations.borrow(), loaded.revocations);
 }

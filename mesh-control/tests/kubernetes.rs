@@ -13,7 +13,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use api::Api;
-use cluster::{PATIENCE, SCENARIO, follow_with, following, settings, trust_domain, until};
+use cluster::{
+    PATIENCE, SCENARIO, follow_with, following, settings, trust_domain, until, with_uids,
+};
 use mesh_control::registry::Directory;
 use mesh_control::sources::kubernetes::Follower;
 use mesh_control::sources::manifests::parse;
@@ -53,7 +55,7 @@ async fn the_same_objects_make_the_same_mesh_in_both_modes() {
         &[("scenario.yaml".into(), SCENARIO.to_owned())],
         &trust_domain(),
     );
-    let standalone = Directory::new(standalone.unwrap().mesh);
+    let standalone = with_uids(standalone.unwrap().mesh);
     assert_eq!(registry.current().version(), standalone.version());
     assert_eq!(registry.current().mesh().workloads().count(), 2);
     // Not of the mesh, and so not known to it.

@@ -15,12 +15,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::Api;
-use cluster::{PATIENCE, settings, trust_domain, until};
+use cluster::{PATIENCE, settings, trust_domain, until, with_uids};
 use mesh_api::admin::{Outcome, Place, Request};
 use mesh_control::admin::Admin;
 use mesh_control::clocks::Clocks;
 use mesh_control::observe::Series;
-use mesh_control::registry::{Directory, Registry};
+use mesh_control::registry::Registry;
 use mesh_control::sources::kubernetes::Follower;
 use mesh_control::sources::manifests::{Mistake, parse};
 use mesh_core::model::Resolution;
@@ -127,7 +127,7 @@ fn standalone(path: &Path, text: &str) -> Made {
     let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
     Made {
         mode: "standalone",
-        registry: Arc::new(Registry::new(Directory::new(loaded.mesh))),
+        registry: Arc::new(Registry::new(with_uids(loaded.mesh))),
         revocations: loaded.revocations,
         told: loaded.warnings,
     }

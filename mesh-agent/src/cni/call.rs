@@ -91,8 +91,9 @@ impl Call {
     pub(super) fn pod(&self) -> Result<PodName, Fault> {
         let given = |key: &str| {
             let pairs = self.args.split(';').filter_map(|pair| pair.split_once('='));
-            let mut values = pairs.filter_map(|(k, value)| (k == key).then(|| value.to_owned()));
-            values.next().filter(|value| !value.is_empty())
+            let mut values = pairs.filter(|(k, _)| *k == key).map(|(_, value)| value);
+            let value = values.next().filter(|value| !value.is_empty());
+            value.map(ToOwned::to_owned)
         };
         let required = |key| {
             given(key).ok_or_else(|| {

@@ -106,7 +106,7 @@ pub(super) fn log_grandfather(
     connection: &Connection,
     how: Ended,
     reason: Reason,
-    policy: Option<PolicyKey>,
+    policy: Option<&PolicyKey>,
 ) {
     let (outcome, verb) = outcome_words(match how {
         Ended::Cut => refusal::Outcome::Cut,
@@ -125,7 +125,7 @@ pub(super) fn log_grandfather(
         destination = %destination,
         outcome = %outcome,
         reason = %reason.code(),
-        policy = policy.as_deref().map(tracing::field::display),
+        policy = policy.map(tracing::field::display),
         remedy = reason.remedy(),
         "{verb}, a connection older than the enrolment: {}",
         reason.sentence(),

@@ -8,7 +8,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::time::Duration;
 
 use mesh_core::explain::unproven;
@@ -230,7 +229,7 @@ impl PodTask {
                 "nodemesh_supervisor_grandfathered_audited_total",
                 reason.code(),
             );
-            self.tell_ended(cookie, Ended::Audited, reason, policy);
+            self.tell_ended(cookie, Ended::Audited, reason, policy.as_ref());
         }
     }
 
@@ -242,8 +241,8 @@ impl PodTask {
         let cookies: BTreeSet<u64> = refused.iter().map(|(cookie, ..)| *cookie).collect();
         let destroyed = self.netns.inside("resetting connections", || {
             let found = sock_diag::connections()?;
-            let of_these = found.iter().filter(|c| cookies.contains(&c.cookie));
-            of_these.map(sock_diag::destroy).collect::<io::Result<()>>()
+            let mut of_these = found.iter().filter(|c| cookies.contains(&c.cookie));
+            of_these.try_for_each(sock_diag::destroy)
         });
         let slot = self.record.slot;
         if let Err(e) = destroyed {
@@ -261,12 +260,12 @@ impl PodTask {
             }
             self.counters
                 .count("nodemesh_supervisor_grandfathered_cut_total", reason.code());
-            self.tell_ended(*cookie, Ended::Cut, *reason, policy.clone());
+            self.tell_ended(*cookie, Ended::Cut, *reason, policy.as_ref());
         }
         self.report_grandfathers();
     }
 
-    fn tell_ended(&self, cookie: u64, how: Ended, reason: Reason, policy: Option<PolicyKey>) {
+    fn tell_ended(&self, cookie: u64, how: Ended, reason: Reason, policy: Option<&PolicyKey>) {
         if let Some(older) = self.grandfathers.all.get(&cookie) {
             events::log_grandfather(&self.record.key, &older.connection, how, reason, policy);
         }

@@ -87,7 +87,12 @@ impl State {
         let what = if old.is_some() { "MODIFIED" } else { "ADDED" };
         if object["metadata"]["uid"].is_null() {
             let born = old.map(|old| old["metadata"]["uid"].clone());
-            object["metadata"]["uid"] = born.unwrap_or_else(|| format!("uid-{version}").into());
+            let metadata = &object["metadata"];
+            let new = match (plural, &metadata["namespace"], &metadata["name"]) {
+                ("pods", Value::String(namespace), Value::String(name)) => pod_uid(namespace, name),
+                _ => format!("uid-{version}"),
+            };
+            object["metadata"]["uid"] = born.unwrap_or_else(|| new.into());
         }
         self.objects.insert(key, object.clone());
         self.changes.push(Change {
@@ -258,6 +263,11 @@ impl Api {
         let asked = self.state().asked.get(&(plural(kind), watch)).copied();
         asked.unwrap_or(0)
     }
+}
+
+/// The UID that a pod gets which is made without one.
+pub(crate) fn pod_uid(namespace: &str, name: &str) -> String {
+    format!("uid-of-{namespace}-{name}")
 }
 
 fn plural(kind: &str) -> &'static str {

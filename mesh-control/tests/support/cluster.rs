@@ -10,10 +10,11 @@ use std::time::Duration;
 use mesh_control::registry::{Directory, Registry};
 use mesh_control::sources::kubernetes::{Follower, Pace, Settings};
 use mesh_core::identity::TrustDomain;
+use mesh_core::model::{Mesh, Workload};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::api::Api;
+use crate::api::{self, Api};
 
 /// What is waited for comes within this time, or the test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,6 +51,16 @@ pub(crate) async fn follow_with(api: &Api, settings: Settings) -> (Arc<Registry>
     // It ends with the test, or where the test ends it.
     let running = tokio::spawn(async { drop(running.await) });
     (registry, running)
+}
+
+/// What a folder says, with the UIDs that its pods get in a cluster.
+pub(crate) fn with_uids(mut mesh: Mesh) -> Directory {
+    let pods: Vec<Workload> = mesh.workloads().map(|pod| (**pod).clone()).collect();
+    for mut pod in pods {
+        pod.pod_uid = api::pod_uid(pod.identity.namespace(), &pod.name);
+        mesh.insert_workload(pod);
+    }
+    Directory::new(mesh)
 }
 
 pub(crate) async fn until(registry: &Registry, what: &str, holds: impl Fn(&Directory) -> bool) {

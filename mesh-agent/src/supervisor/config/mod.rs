@@ -360,6 +360,6 @@ mod tests {
                 "{option}: {text:#?}"
             );
         }
-        assert_eq!(faults.len(), 13, "{text:#?}");
+        assert_eq!(faults.len(), 14, "{text:#?}");
     }
 }

@@ -132,7 +132,7 @@ impl Installer {
         match self.settled {
             false => tracing::info!(%path, what, "the CNI plugin is installed"),
             true => {
-                tracing::warn!(%path, what, "somebody has changed the CNI plugin's installation: put back")
+                tracing::warn!(%path, what, "somebody has changed the CNI plugin's installation: put back");
             }
         }
     }
