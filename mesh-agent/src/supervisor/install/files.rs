@@ -149,6 +149,8 @@ pub(super) fn take_out(binaries: &Path, configs: &Path) -> Vec<FilesError> {
                 .filter(|p| p.extension().is_some_and(|e| e == "conflist"));
             faults.extend(lists.filter_map(|path| take_entry_out(path).err()));
         }
+        // Where there is no folder there is no entry.
+        Err(FilesError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
         Err(e) => faults.push(e),
     }
     // After the entry, or pods would be refused for want of it.
