@@ -103,7 +103,7 @@ fn the_examples_of_the_policy_document_are_sound() {
     let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(loaded.warnings, []);
     let mesh = loaded.mesh;
-    assert_eq!(examples.len(), 7);
+    assert_eq!(examples.len(), 8);
     let cart = mesh.workload("Kubernetes//v1/Pod/shop/cart-1").unwrap();
     assert_eq!(cart.budget.memory_max_mib, Some(256));
     for field in FIELDS {
@@ -117,8 +117,8 @@ fn the_examples_of_the_policy_document_are_sound() {
         );
         assert!(document.contains(&row), "no row {row}");
     }
-    assert_eq!(mesh.authorizations().count(), 6);
-    assert_eq!(mesh.authentications().count(), 1);
+    assert_eq!(mesh.authorizations().count(), 7);
+    assert_eq!(mesh.authentications().count(), 2);
     let web = mesh.service("shop/web.shop.svc.cluster.local").unwrap();
     assert_eq!(web.traffic.checks.len(), 1);
 }
