@@ -25,6 +25,17 @@ pub fn quiet_nginx(pod: &Pod, ports: &[u16], body: &str) -> Result<App> {
     nginx_with(pod, ports, body, "off")
 }
 
+/// The lab's own server, which says what addresses it sees and then echoes.
+///
+/// # Errors
+/// As [`nginx`].
+pub fn echo(pod: &Pod, port: u16) -> Result<App> {
+    let server = pod.command("mesh-lab-app");
+    let server = server.args(["serve", &port.to_string()]).spawn()?;
+    pod.wait_listening(port)?;
+    Ok(server)
+}
+
 fn nginx_with(pod: &Pod, ports: &[u16], body: &str, log: &str) -> Result<App> {
     let mut listen = String::new();
     for port in ports {

@@ -18,12 +18,7 @@ fn nonce() -> String {
 
 /// Starts the lab's own server, which says what addresses it sees.
 fn serve(pod: &Pod, port: u16) -> App {
-    let app = pod
-        .command("mesh-lab-app")
-        .args(["serve", &port.to_string()]);
-    let app = app.spawn().unwrap();
-    pod.wait_listening(port).unwrap();
-    app
+    servers::echo(pod, port).unwrap()
 }
 
 /// Dials from a pod, sends `data`, and returns all that came back.

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use mesh_lab::traffic::{self, Traffic};
-use mesh_lab::{App, Lab, Plan, Pod};
+use mesh_lab::{App, Lab, Plan, Pod, servers};
 
 const CLIENT: &str = "shop/client";
 const WEB: &str = "shop/web";
@@ -26,12 +26,7 @@ fn plan(port: &str) -> Plan {
 }
 
 fn serve(pod: &Pod, port: u16) -> App {
-    let app = pod
-        .command("mesh-lab-app")
-        .args(["serve", &port.to_string()]);
-    let app = app.spawn().unwrap();
-    pod.wait_listening(port).unwrap();
-    app
+    servers::echo(pod, port).unwrap()
 }
 
 fn targets(pod: &Pod, port: u16) -> Vec<SocketAddr> {

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use mesh_lab::{App, Lab, Netns, Plan, Pod, PodSpec, call, manifest, wait};
+use mesh_lab::{App, Lab, Netns, Plan, Pod, PodSpec, call, manifest, servers, wait};
 
 pub(crate) const CLIENT: &str = "shop/client";
 pub(crate) const WEB: &str = "shop/web";
@@ -36,12 +36,7 @@ pub(crate) fn with_udp(plan: Plan) -> Plan {
 }
 
 pub(crate) fn serve(pod: &Pod, port: u16) -> App {
-    let app = pod
-        .command("mesh-lab-app")
-        .args(["serve", &port.to_string()]);
-    let app = app.spawn().unwrap();
-    pod.wait_listening(port).unwrap();
-    app
+    servers::echo(pod, port).unwrap()
 }
 
 pub(crate) fn target(pod: &Pod) -> SocketAddr {
