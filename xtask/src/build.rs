@@ -8,6 +8,11 @@ use anyhow::{Context, Result};
 
 use crate::{ebpf, exec};
 
+/// For an agent that is measured or shipped. Cargo gives a library all that the programs of one
+/// build ask of it; the agent would write each event for the `log` crate as well, as control's
+/// client of Kubernetes wants it, and every worker would hold the tables for that.
+pub(crate) const AGENT_ALONE: [&str; 2] = ["--package", "mesh-agent"];
+
 /// Builds everything, in the one profile that is used for all (release).
 pub(crate) fn run(workspace: &Path) -> Result<()> {
     kernel_programs(workspace)?;
@@ -21,7 +26,9 @@ pub(crate) fn run(workspace: &Path) -> Result<()> {
 pub(crate) fn measured(workspace: &Path) -> Result<PathBuf> {
     run(workspace)?;
     eprintln!("building the agent as it is shipped");
-    exec::run(exec::cargo(workspace).args(["build", "--profile", "dist", "--bin", "mesh-agent"]))?;
+    let mut agent = exec::cargo(workspace);
+    agent.args(["build", "--profile", "dist", "--bin", "mesh-agent"]);
+    exec::run(agent.args(AGENT_ALONE))?;
     let [tested, shipped] =
         ["release", "dist"].map(|profile| workspace.join("target").join(profile));
     for program in ["mesh-control", "meshctl", "mesh-lab-app", "mesh-lab-load"] {

@@ -58,6 +58,7 @@ use pins::{Pins, Standing};
 pub use policy::SlotPolicy;
 pub use reason::{from_number, reason};
 pub use takeover::TakeOver;
+pub use walls::MissingWall;
 use walls::WALLS;
 use watch::Watch;
 

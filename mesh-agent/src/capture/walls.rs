@@ -1,14 +1,16 @@
 //! The walls on the host's side of a pod's veth: one for what leaves the pod, one for what
 //! comes to it.
 
+use aya::programs::ProgramFd;
 use aya::programs::tc::TcAttachType;
 use mesh_common::{WALL_DEVICE_DOWN, WallConfig, map_name};
 
 use super::abi::{self, Abi};
 use super::bpf::{AttachType, Target};
-use super::error::Result;
+use super::error::{self, Result};
 use super::object::{self, Updated};
 use super::pods::{absent, check};
+use super::pins::Pins;
 use super::{Capture, clsact, device, pins};
 
 /// One of the two; its links are `<program>-<ifindex>`.
@@ -45,14 +47,23 @@ impl Capture {
     /// # Errors
     /// If the device is gone or the kernel refuses.
     pub fn attach_wall(&mut self, ifindex: u32, wall: WallConfig) -> Result<()> {
+        let missing = self.prepare_wall(ifindex, wall)?;
+        missing.into_iter().try_for_each(MissingWall::attach)
+    }
+
+    /// As [`Self::attach_wall`], but what the kernel takes its time for is left to the caller, who
+    /// can do it without the capture: the walls that don't stand yet.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn prepare_wall(&mut self, ifindex: u32, wall: WallConfig) -> Result<Vec<MissingWall>> {
         check(wall.slot)?;
         let before = self.maps.walls.get(&ifindex, 0).map(|Abi(wall)| wall.flags);
         let down = before.unwrap_or_default() & WALL_DEVICE_DOWN;
         let flags = wall.flags | down;
         self.put_wall(ifindex, WallConfig { flags, ..wall })?;
-        WALLS
-            .into_iter()
-            .try_for_each(|wall| self.attach_one(ifindex, wall))
+        let missing = WALLS.map(|wall| self.prepare_one(ifindex, wall));
+        missing.into_iter().filter_map(Result::transpose).collect()
     }
 
     pub(super) fn put_wall(&mut self, ifindex: u32, wall: WallConfig) -> Result<()> {
@@ -117,17 +128,52 @@ impl Capture {
     }
 
     pub(super) fn attach_one(&mut self, ifindex: u32, wall: Wall) -> Result<()> {
+        let missing = self.prepare_one(ifindex, wall)?;
+        missing.map_or(Ok(()), MissingWall::attach)
+    }
+
+    /// `None` if it stands: as a link that runs this agent's program, or as a filter.
+    fn prepare_one(&mut self, ifindex: u32, wall: Wall) -> Result<Option<MissingWall>> {
         let program = object::load_once(&mut self.object, wall.program)?;
         let link = wall.link(ifindex);
         self.watch.forget(&link);
         if object::update(&self.pins, &link, program)? != Updated::Gone {
-            return Ok(());
+            return Ok(None);
         }
         pins::remove_link(&self.pins.link(&link))?;
         if !self.has_tcx {
-            return clsact::attach(&mut self.object, ifindex, wall);
+            return clsact::attach(&mut self.object, ifindex, wall).map(|()| None);
         }
-        let target = Target::Ifindex(ifindex);
-        object::attach(&self.pins, &link, program, &target, wall.tcx)
+        let program = program.try_clone();
+        let program = program.map_err(error::io("keeping the program for", &link))?;
+        Ok(Some(MissingWall {
+            pins: self.pins.clone(),
+            link,
+            program,
+            ifindex,
+            way: wall.tcx,
+        }))
+    }
+}
+
+/// A wall that is to be put up.
+#[derive(Debug)]
+#[must_use = "it doesn't stand before it is attached"]
+pub struct MissingWall {
+    pins: Pins,
+    link: String,
+    program: ProgramFd,
+    ifindex: u32,
+    way: AttachType,
+}
+
+impl MissingWall {
+    /// Puts it up. The kernel waits for running programs, some 10 ms.
+    ///
+    /// # Errors
+    /// If the device is gone or the kernel refuses.
+    pub fn attach(self) -> Result<()> {
+        let target = Target::Ifindex(self.ifindex);
+        object::attach(&self.pins, &self.link, &self.program, &target, self.way)
     }
 }

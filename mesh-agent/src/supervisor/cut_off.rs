@@ -198,14 +198,18 @@ impl PodTask {
     }
 
     pub(super) fn put_wall(&self, ifindex: u32, flags: u32) -> Result<(), CaptureError> {
-        let wall = WallConfig {
+        let wall = self.wall_config(flags);
+        self.shared.capture().attach_wall(ifindex, wall)
+    }
+
+    pub(super) fn wall_config(&self, flags: u32) -> WallConfig {
+        WallConfig {
             worker_cgroup_id: self.cgroup_id(),
             slot: self.record.slot,
             flags,
             address_v4: first_v4(&self.goal),
             address_v6: first_v6(&self.goal),
-        };
-        self.shared.capture().attach_wall(ifindex, wall)
+        }
     }
 
     pub(super) fn pod_config(&self, flags: u32) -> PodConfig {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
+use std::{panic, thread};
 
 use mesh_api::worker::FdKind;
 use mesh_common::{POD_CUT_OFF, POD_HAS_LISTENER_V6, PodConfig, mapped_v4};
@@ -20,6 +21,7 @@ use super::ports;
 use super::report::PodState;
 use super::unserved::Unserved;
 use super::workers::PodTask;
+use crate::capture::{CaptureError, MissingWall};
 use crate::sandbox::cgroup::PodCgroup;
 
 /// How often and how long the removal of an emptied cgroup is tried: the kernel takes a
@@ -100,24 +102,55 @@ impl PodTask {
         });
         self.save();
         self.reserve_ports()?;
-        self.empty_slot()?;
-        // Before the walls, which let no UDP pass without: what policy allows an app goes on.
-        let discovery = self.shared.discovery.clone();
-        if let Some(view) = discovery.known() {
-            self.follow_discovery(&view);
+        if !has_worker && self.early.is_none() {
+            // What keeps it from being born is said when it is asked for.
+            self.early = self.spawn().ok();
         }
-        self.shared.kernel.settle(&self.shared, self.record.slot)?;
-        for &ifindex in devices.walls.iter().filter(|_| !unwalled) {
-            if let Err(e) = self.put_wall(ifindex, 0) {
-                let why = Unserved::Wall(e.to_string());
-                return Err(PlaceFault::Unserved(why, devices));
-            }
+        let walls = match unwalled {
+            true => Ok(Vec::new()),
+            false => self.missing_walls(&devices.walls),
+        };
+        // Each change in the kernel waits until the programs that run have ended, some 10 ms: what
+        // doesn't need the other waits at once. A pod without sockets misses nothing if its walls
+        // stand before its policy is there.
+        let (prepared, walls) = thread::scope(|scope| {
+            let walls = scope.spawn(move || {
+                let mut missing = walls?.into_iter();
+                missing.try_for_each(MissingWall::attach)
+            });
+            let prepared = self.prepare_slot();
+            let walls = walls.join().unwrap_or_else(|e| panic::resume_unwind(e));
+            (prepared, walls)
+        });
+        prepared?;
+        if let Err(e) = walls {
+            let why = Unserved::Wall(e.to_string());
+            return Err(PlaceFault::Unserved(why, devices));
         }
         if self.cut {
             self.reopen()?;
         }
         self.seen = Seen::default();
         Ok(())
+    }
+
+    fn missing_walls(&self, devices: &[u32]) -> Result<Vec<MissingWall>, CaptureError> {
+        let mut capture = self.shared.capture();
+        let wall = self.wall_config(0);
+        let missing = devices.iter();
+        let missing = missing.map(|&ifindex| capture.prepare_wall(ifindex, wall));
+        let missing: Vec<_> = missing.collect::<Result<_, _>>()?;
+        Ok(missing.into_iter().flatten().collect())
+    }
+
+    /// Fresh maps for the pod's slot, and its policy.
+    fn prepare_slot(&mut self) -> Result<(), String> {
+        self.empty_slot()?;
+        let discovery = self.shared.discovery.clone();
+        if let Some(view) = discovery.known() {
+            self.follow_discovery(&view);
+        }
+        self.shared.kernel.settle(&self.shared, self.record.slot)
     }
 
     /// Fresh maps for the pod's slot.
@@ -197,6 +230,7 @@ impl PodTask {
             report.reason = "it is being taken out of the mesh".to_owned();
             report.ready = false;
         });
+        self.end_early().await;
         if let Some(placed) = self.record.placed.take() {
             let (cookie, slot) = (self.record.netns_id.cookie, self.record.slot);
             self.shared.kernel.forget(slot);

@@ -1,10 +1,10 @@
 //! A pod's task: what is done to the machine for the pod, in an order in which nothing
 //! ever leaves in clear, and one worker after the other for as long as the pod is enrolled.
 //!
-//! The order is: cgroup → fresh maps → wall → worker (listeners, key, certificate) →
-//! listeners in the kernel's map → steering of inbound → capture of outbound. It is undone
-//! in the other direction, capture first. Of a pod that is enrolled while it runs the wall comes
-//! last (`live`).
+//! The order is: cgroup → fresh maps with the pod's policy, walls, and a worker's birth, side by side →
+//! worker's first words (listeners, key, certificate) → listeners in the kernel's map → steering of
+//! inbound → capture of outbound. It is undone in the other direction, capture first. Of a pod that is
+//! enrolled while it runs the wall comes last (`live`).
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -78,6 +78,9 @@ pub(super) struct PodTask {
     pub(super) told: Option<(Unserved, Outcome)>,
     /// Everything but the worker is prepared.
     placed: bool,
+    /// A worker that was started while the kernel was being prepared, which mostly waits. Nothing
+    /// was said to it yet.
+    pub(super) early: Option<Newborn>,
     policy: RestartPolicy,
     /// Who waits for the worker that is being born beside the one that serves.
     pub(super) rolling: Option<RollReply>,
@@ -114,6 +117,7 @@ impl PodTask {
             cut: false,
             told: None,
             placed: false,
+            early: None,
             shared,
             record,
             identity,
@@ -156,7 +160,10 @@ impl PodTask {
                 match self.place(has_worker, &mut links).await {
                     Flow::Go | Flow::Place => {}
                     Flow::Leave => return self.leave().await,
-                    Flow::Detached => return self.record,
+                    Flow::Detached => {
+                        self.end_early().await;
+                        return self.record;
+                    }
                 }
             }
             let oom_kills = self.oom_kills();
@@ -268,7 +275,7 @@ impl PodTask {
         }
     }
 
-    fn spawn(&self) -> Result<Newborn, String> {
+    pub(super) fn spawn(&self) -> Result<Newborn, String> {
         let cgroup = self.cgroup.as_ref().ok_or("no cgroup")?;
         let procs = cgroup.procs_files().map_err(|e| e.to_string())?;
         let uid = self.shared.worker_uid(self.record.slot);
@@ -284,7 +291,10 @@ impl PodTask {
 
     /// A new worker, with its first words on their way.
     pub(super) fn bear(&mut self, part: Part) -> Result<Link, String> {
-        let worker = self.spawn()?;
+        let worker = match self.early.take() {
+            Some(worker) => worker,
+            None => self.spawn()?,
+        };
         let channel = |e: std::io::Error| format!("its channel could not be set up: {e}");
         let mut link = Link::new(self, worker, part, false).map_err(|(worker, e)| {
             self.out_of_reach(&worker, &e);
@@ -301,6 +311,19 @@ impl PodTask {
                 self.out_of_reach(&link.worker, &e);
                 Err(channel(e))
             }
+        }
+    }
+
+    /// Ends a worker that was started and is not needed any more.
+    pub(super) async fn end_early(&mut self) {
+        let Some(worker) = self.early.take() else {
+            return;
+        };
+        match Link::new(self, worker, Part::Serving, false) {
+            Ok(mut link) => {
+                link.bury(Duration::ZERO).await;
+            }
+            Err((worker, e)) => self.out_of_reach(&worker, &e),
         }
     }
 
