@@ -332,6 +332,10 @@ fn describe(pod: &PodReport) -> String {
             older.peers.join(", ")
         ));
     }
+    if !pod.probe_ports.is_empty() {
+        let ports: Vec<String> = pod.probe_ports.iter().map(u16::to_string).collect();
+        line.push_str(&format!("; kubelet's probes pass to {}", ports.join(", ")));
+    }
     if pod.unhealthy {
         line.push_str(&format!("; unhealthy: {}", pod.health_detail));
     }

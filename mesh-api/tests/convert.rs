@@ -46,7 +46,7 @@ fn malformed_workloads_are_refused_with_the_field_named() {
             target_port,
         }],
     };
-    let table: [(Spoil, &str); 13] = [
+    let table: [(Spoil, &str); 14] = [
         (|w| w.uid.clear(), "uid is empty"),
         (|w| w.name.clear(), "name is empty"),
         (|w| w.namespace.clear(), "namespace is empty"),
@@ -58,6 +58,7 @@ fn malformed_workloads_are_refused_with_the_field_named() {
         (|w| w.addresses = vec![vec![0xff; 16]], "addresses is ffff"),
         (|w| w.tunnel_protocol = 7, "tunnel_protocol is 7"),
         (|w| w.status = -1, "status is -1"),
+        (|w| w.probe_ports = vec![80, 0], "probe_ports is 0"),
         (|w| w.workload_type = 99, "workload_type is 99"),
         (
             |w| {
@@ -162,6 +163,7 @@ fn workload() -> impl Strategy<Value = Workload> {
             prop::collection::btree_map(1u16.., 1u16.., 0..4),
             0..4,
         ),
+        prop::collection::btree_set(1u16.., 0..4),
         prop::collection::vec(prop::option::of(0u32..2000), 11),
     )
         .prop_map(
@@ -171,6 +173,7 @@ fn workload() -> impl Strategy<Value = Workload> {
                 enrolment,
                 tunnel_port,
                 services,
+                probe_ports,
                 budget,
             )| {
                 let identity = Identity::new(domain.parse().unwrap(), &namespace, &account);
@@ -181,6 +184,7 @@ fn workload() -> impl Strategy<Value = Workload> {
                     enrolment,
                     tunnel_port,
                     services,
+                    probe_ports,
                     budget: fields(&budget).in_range(),
                     ..Workload::new(uid, node, identity.unwrap())
                 }

@@ -46,6 +46,10 @@ pub enum KernelReason {
     CutOff = 19,
     /// wall: a connection older than the enrolment whose time is over.
     WallGrandfatherEnded = 20,
+    /// wall, to the pod: a SYN with the tuple of a probe of kubelet's, from another socket.
+    WallProbe = 21,
+    /// sockops: a probe of kubelet's found no room, so the pod's worker gets it.
+    ProbeNoRoom = 22,
 }
 
 /// Counters a pod has in `REFUSALS`; greater than every [`KernelReason`].
@@ -97,7 +101,7 @@ pub struct EventBudget {
 
 impl KernelReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::ConnectReservedPort,
         Self::ConnectNoRoute,
         Self::ConnectBoundDevice,
@@ -118,6 +122,8 @@ impl KernelReason {
         Self::WallSource,
         Self::CutOff,
         Self::WallGrandfatherEnded,
+        Self::WallProbe,
+        Self::ProbeNoRoom,
     ];
 }
 

@@ -59,6 +59,10 @@ pub const SOCKET_FROM_APP: u32 = 2;
 pub const SOCKET_WORKER: u32 = 3;
 /// The app's accepted end of a worker's dial.
 pub const SOCKET_APP_ACCEPTED: u32 = 4;
+/// Kubelet's connecting socket, in the node's own namespace; `address` and `port` are the pod's.
+pub const SOCKET_PROBE: u32 = 5;
+/// The app's accepted end of a kubelet's connection; `address` and `port` are kubelet's.
+pub const SOCKET_PROBE_ACCEPTED: u32 = 6;
 
 /// Value of the private option [`crate::SO_CLIENT_LABEL`].
 #[repr(C)]

@@ -25,13 +25,15 @@ mod flow;
 mod grandfathered;
 mod pod;
 mod policy;
+mod probe;
 
 pub use event::{
     EVENT_AUDITED, EVENTS_PER_POD_PER_SECOND, EventBudget, KernelReason, REASON_SLOTS, RefusalEvent,
 };
 pub use flow::{ClientLabel, FLOW_KIND_APP_DIAL, FLOW_KIND_CAPTURED, Flow, FlowKey};
 pub use flow::{
-    SOCKET_APP_ACCEPTED, SOCKET_CAPTURED, SOCKET_FROM_APP, SOCKET_NONE, SOCKET_WORKER, SocketState,
+    SOCKET_APP_ACCEPTED, SOCKET_CAPTURED, SOCKET_FROM_APP, SOCKET_NONE, SOCKET_PROBE,
+    SOCKET_PROBE_ACCEPTED, SOCKET_WORKER, SocketState,
 };
 pub use grandfathered::{GRANDFATHERED_INBOUND, GRANDFATHERED_PER_POD, Grandfathered};
 pub use pod::{
@@ -44,9 +46,10 @@ pub use policy::{
     POLICY_ENTRIES_PER_POD, POLICY_HEAD_BITS, POLICY_PORTS, POLICY_SOME_UDP, POLICY_TCP_OUT,
     POLICY_UDP_IN, POLICY_UDP_OUT, PolicyEntry, PolicyKey,
 };
+pub use probe::{PROBE_PORTS_PER_POD, PROBES_PER_NODE, Probe, ProbePort};
 
 /// Version of everything in this crate. Pins live in a folder named after it.
-pub const ABI_VERSION: u32 = 4 + cfg!(feature = "abi-next") as u32;
+pub const ABI_VERSION: u32 = 5 + cfg!(feature = "abi-next") as u32;
 
 /// The oldest version whose capture this one can take over; those before it had other rules.
 pub const ABI_VERSION_OLDEST: u32 = 3;
@@ -125,6 +128,12 @@ pub mod map_name {
     /// Array of maps: slot → hash of socket cookie (u64) → [`crate::Grandfathered`]. None: no
     /// connection of the pod is older than its enrolment.
     pub const GRANDFATHERED: &str = "GRANDFATHERED";
+    /// Hash: [`crate::ProbePort`] → slot (u32).
+    pub const PROBE_PORTS: &str = "PROBE_PORTS";
+    /// Hash: [`crate::FlowKey`] → [`crate::Probe`].
+    pub const PROBES: &str = "PROBES";
+    /// Array: slot → probes that arrived at the pod's app (u64, atomic).
+    pub const PROBED: &str = "PROBED";
     /// Ring buffer of [`crate::RefusalEvent`].
     pub const EVENTS: &str = next("EVENTS", "EVENTS_2");
     /// Array: slot → [`crate::EventBudget`].

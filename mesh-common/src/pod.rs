@@ -11,6 +11,14 @@ pub struct GlobalConfig {
     pub mesh_cgroup_level: u32,
     /// [`crate::ABI_VERSION`] of the agent that wrote this.
     pub abi_version: u32,
+    /// cgroup v2 id of the node's kubelet, whose connections pass as probes; 0: nobody's do.
+    pub kubelet_cgroup_id: u64,
+    /// Depth of that cgroup.
+    pub kubelet_cgroup_level: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Cookie of the node's own network namespace, which probes come from.
+    pub node_netns_cookie: u64,
 }
 
 /// A pod that is enrolled, keyed by the cookie of its network namespace.
@@ -93,6 +101,6 @@ pub const LISTENER_PLAINTEXT_V4: u32 = 0;
 /// Offset of the IPv6 plaintext listener.
 pub const LISTENER_PLAINTEXT_V6: u32 = 1;
 
-const _: () = assert!(size_of::<GlobalConfig>() == 16);
+const _: () = assert!(size_of::<GlobalConfig>() == 40);
 const _: () = assert!(size_of::<PodConfig>() == 48 + 8 * cfg!(feature = "abi-next") as usize);
 const _: () = assert!(size_of::<WallConfig>() == 48);

@@ -88,6 +88,8 @@ pub struct Workload {
     /// Its ports for each service that selects it: service port → target port. A pod that is
     /// being deleted has none: it gets no new connections through services.
     pub services: BTreeMap<ServiceKey, BTreeMap<u16, u16>>,
+    /// The TCP ports that it declares for kubelet's probes and hooks.
+    pub probe_ports: BTreeSet<u16>,
     /// What is said of what its worker may use.
     pub budget: budget::Fields,
 }
@@ -109,6 +111,7 @@ impl Workload {
             health: Health::Healthy,
             locality: Locality::default(),
             services: BTreeMap::new(),
+            probe_ports: BTreeSet::new(),
             budget: budget::Fields::default(),
         }
     }

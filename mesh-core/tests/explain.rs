@@ -242,6 +242,30 @@ fn a_headless_service_leads_to_its_pods_at_the_dialled_port() {
     assert_eq!(to, [(ip("10.0.0.2"), 80)]);
 }
 
+#[test]
+fn a_port_that_is_declared_for_probes_is_said_to_be_kubelets_too() {
+    let mut mesh = mesh(Enrolment::Enforce);
+    let web = Workload {
+        probe_ports: [8080].into(),
+        ..workload("web", "10.0.0.2", Enrolment::Enforce)
+    };
+    mesh.insert_workload(web);
+    let probed = |source, port, protocol| {
+        let explanation = ask(&mesh, source, "10.0.0.2", port, protocol);
+        let said = explanation
+            .to_string()
+            .contains("declares the port for probes");
+        assert_eq!(explanation.attempts[0].probed, said);
+        assert!(matches!(explanation.outcome, Outcome::Refused(_)));
+        said
+    };
+    // A node, whose other processes are refused.
+    assert!(probed("192.0.2.1", 8080, Protocol::Tcp));
+    assert!(!probed("192.0.2.1", 8081, Protocol::Tcp));
+    assert!(!probed("192.0.2.1", 8080, Protocol::Udp));
+    assert!(!probed("10.0.0.3", 8080, Protocol::Tcp));
+}
+
 proptest! {
     /// Whatever policies there are: the explanation is of one mind with itself, and what is said
     /// to be missing is enough unless something is denied.

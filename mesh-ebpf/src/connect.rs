@@ -15,7 +15,7 @@ use crate::context::{
     field,
 };
 use crate::refusal::{self, Attempt};
-use crate::{pod, policy, storage};
+use crate::{pod, policy, probe, storage};
 
 #[inline(always)]
 pub(crate) fn connect4(ctx: &SockAddrContext) -> i32 {
@@ -29,7 +29,9 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn connect(socket: &SocketAddress) -> i32 {
-    let Some(pod) = pod::of_netns(socket.netns_cookie()) else {
+    let netns = socket.netns_cookie();
+    let Some(pod) = pod::of_netns(netns) else {
+        probe::connect(socket, netns);
         return ALLOW;
     };
     if socket.protocol() != IPPROTO_TCP {

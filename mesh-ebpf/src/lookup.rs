@@ -11,6 +11,7 @@ use mesh_common::{
 use crate::address::Address;
 use crate::context::{AF_INET6, IPPROTO_TCP, field};
 use crate::maps::{FLOWS, LISTENERS, SLOT};
+use crate::probe;
 use crate::refusal::{self, Attempt};
 
 /// Index of `lo` in every namespace.
@@ -59,7 +60,7 @@ pub(crate) fn steer(ctx: &SkLookupContext) -> u32 {
         source_port: remote_port,
         destination_port: local_port,
     };
-    if is_app_dial(slot, &key) {
+    if is_app_dial(slot, &key) || probe::is_for(slot, &key) {
         return SK_PASS;
     }
     let kind = if v6 {

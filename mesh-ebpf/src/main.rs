@@ -17,6 +17,7 @@ mod names;
 mod packet;
 mod pod;
 mod policy;
+mod probe;
 mod refusal;
 mod release;
 mod shut;

@@ -5,12 +5,15 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, RingBuf, SkStorag
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
     EventBudget, FLOWS_PER_POD, Flow, FlowKey, GRANDFATHERED_PER_POD, GlobalConfig, Grandfathered,
-    LISTENERS_PER_POD, MAX_PODS, POLICY_ENTRIES_PER_POD, PodConfig, PolicyEntry, PolicyKey,
-    REASON_SLOTS, RefusalEvent, SocketState, WallConfig,
+    LISTENERS_PER_POD, MAX_PODS, POLICY_ENTRIES_PER_POD, PROBE_PORTS_PER_POD, PROBES_PER_NODE,
+    PodConfig, PolicyEntry, PolicyKey, Probe, ProbePort, REASON_SLOTS, RefusalEvent, SocketState,
+    WallConfig,
 };
 
 const PODS_LEN: usize = MAX_PODS as usize;
 const EVENTS_BYTES: usize = 256 * 1024;
+/// A pod has two addresses at most.
+const PROBE_PORTS_LEN: usize = 2 * PODS_LEN * PROBE_PORTS_PER_POD as usize;
 
 /// Tuples of one pod.
 pub(crate) type PodFlows =
@@ -65,6 +68,25 @@ pub(crate) static EVENTS: RingBuf<RefusalEvent, EVENTS_BYTES> = RingBuf::new();
 
 #[btf_map]
 pub(crate) static EVENT_BUDGETS: Array<EventBudget, PODS_LEN> = Array::new();
+
+#[btf_map]
+pub(crate) static PROBE_PORTS: HashMap<
+    ProbePort,
+    u32,
+    PROBE_PORTS_LEN,
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+#[btf_map]
+pub(crate) static PROBES: HashMap<
+    FlowKey,
+    Probe,
+    { PROBES_PER_NODE as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+#[btf_map]
+pub(crate) static PROBED: Array<u64, PODS_LEN> = Array::new();
 
 /// The slot that this instance of `sk_lookup` serves; the loader sets it for each pod.
 #[unsafe(no_mangle)]

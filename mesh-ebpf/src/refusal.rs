@@ -60,7 +60,7 @@ pub(crate) fn record_audited(slot: u32, reason: KernelReason, attempt: &Attempt)
 /// # Safety
 /// `counter` must point to an aligned u64 that only atomic operations access.
 #[inline(always)]
-unsafe fn increment(counter: *mut u64) {
+pub(crate) unsafe fn increment(counter: *mut u64) {
     // SAFETY: as the caller promises.
     unsafe {
         core::arch::asm!(

@@ -18,7 +18,7 @@ use crate::connect::is_own;
 use crate::context::{AF_INET6, IPPROTO_TCP, field, netns_cookie, socket_cookie};
 use crate::maps::FLOWS;
 use crate::refusal::{self, Attempt};
-use crate::{pod, storage};
+use crate::{pod, probe, storage};
 
 /// The return value has no meaning for these callbacks.
 const DONE: u32 = 1;
@@ -35,6 +35,9 @@ pub(crate) fn sockops(ctx: &SockOpsContext) -> u32 {
         return DONE;
     }
     let Some(pod) = pod::of_netns(netns_cookie(ctx)) else {
+        if !accepted {
+            probe::of_node(ctx, connecting);
+        }
         return DONE;
     };
     let ends = Ends::of(ctx);
@@ -49,18 +52,18 @@ pub(crate) fn sockops(ctx: &SockOpsContext) -> u32 {
 }
 
 /// The two ends of the context's socket.
-struct Ends {
-    local: Address,
-    local_port: u16,
-    remote: Address,
-    remote_port: u16,
+pub(crate) struct Ends {
+    pub(crate) local: Address,
+    pub(crate) local_port: u16,
+    pub(crate) remote: Address,
+    pub(crate) remote_port: u16,
 }
 
 impl Ends {
     /// An IPv6 socket with a v4-mapped peer is seen as IPv4: at `TCP_CONNECT_CB` its IPv6
     /// fields aren't all set, and its other end may be an IPv4 socket.
     #[inline(always)]
-    fn of(ctx: &SockOpsContext) -> Self {
+    pub(crate) fn of(ctx: &SockOpsContext) -> Self {
         let ops = ctx.ops;
         let remote6 = Address([
             field!(ops, remote_ip6[0]),
@@ -93,7 +96,7 @@ impl Ends {
 
     /// The key under which this socket, as the connecting end, publishes.
     #[inline(always)]
-    fn as_connecting(&self) -> FlowKey {
+    pub(crate) fn as_connecting(&self) -> FlowKey {
         FlowKey {
             source: self.local.bytes(),
             destination: self.remote.bytes(),
@@ -115,7 +118,7 @@ impl Ends {
 }
 
 #[inline(always)]
-fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
+pub(crate) fn socket(ctx: &SockOpsContext) -> *mut bpf_sock {
     let ops = ctx.ops;
     field!(ops, __bindgen_anon_2.sk)
 }
@@ -140,6 +143,13 @@ fn stays_in_the_pod(ctx: &SockOpsContext) {
     };
 }
 
+/// Asks for the callback of the socket's changes of state.
+#[inline(always)]
+pub(crate) fn hear_of_its_end(ctx: &SockOpsContext) -> bool {
+    let flags = BPF_SOCK_OPS_STATE_CB_FLAG as i32;
+    ctx.set_cb_flags(ctx.cb_flags() as i32 | flags).is_ok()
+}
+
 #[inline(always)]
 fn publish(ctx: &SockOpsContext, pod: &PodConfig, ends: &Ends) {
     let state = storage::get(socket(ctx));
@@ -161,9 +171,8 @@ fn publish(ctx: &SockOpsContext, pod: &PodConfig, ends: &Ends) {
         port: state.port,
         address: state.address,
     };
-    let flags = BPF_SOCK_OPS_STATE_CB_FLAG as i32;
     // Without the callback nobody would clean up, so nothing is published.
-    let published = ctx.set_cb_flags(ctx.cb_flags() as i32 | flags).is_ok()
+    let published = hear_of_its_end(ctx)
         && FLOWS
             .get(pod.slot)
             .is_some_and(|flows| flows.insert(ends.as_connecting(), flow, 0).is_ok());
@@ -200,7 +209,7 @@ fn take(ctx: &SockOpsContext, pod: &PodConfig, ends: &Ends) {
         address,
     }) = (unsafe { flows.get(&key) })
     else {
-        return;
+        return probe::accepted(socket(ctx), pod.slot, &key);
     };
     let state = SocketState {
         kind: if kind == FLOW_KIND_CAPTURED {

@@ -1,6 +1,6 @@
 //! tc ingress on the host's side of the pod's veth: TCP leaves the pod only from a socket
-//! of the pod's own worker, or from one that is older than the pod's enrolment and may go on, with
-//! that socket's own addresses and ports, and nothing leaves under
+//! of the pod's own worker, from one that answers kubelet's probe, or from one that is older than the
+//! pod's enrolment and may go on, with that socket's own addresses and ports, and nothing leaves under
 //! an address that is not the pod's. What the kernel sends
 //! without a full socket (RST, the ACK of TIME_WAIT, a SYN cookie) passes bare. UDP leaves
 //! where policy allows it.
@@ -21,7 +21,7 @@ use crate::packet::{
 };
 use crate::pod::worker_level;
 use crate::refusal::{self, Attempt};
-use crate::{grandfathered, source, udp};
+use crate::{grandfathered, probe, source, udp};
 
 /// What a wall has no objection to; later programs on the device still decide.
 const PASS: i32 = TC_ACT_UNSPEC;
@@ -166,8 +166,12 @@ fn judge_tcp(
     };
     // SAFETY: takes the program's context and a number.
     let cgroup = unsafe { bpf_skb_ancestor_cgroup_id(skb, level) };
-    if cgroup != 0 && cgroup == wall.worker_cgroup_id {
-        return judge_worker(ctx, packet, segment);
+    let worker = cgroup != 0 && cgroup == wall.worker_cgroup_id;
+    if worker || probe::is_answer(ctx, packet, segment) {
+        return judge_socket(ctx, packet, segment);
+    }
+    if probe::is_greeting(wall.slot, packet, segment) {
+        return Ok(());
     }
     if let Some(judged) = grandfathered::judge(ctx, wall.slot, packet, segment) {
         return judged;
@@ -181,10 +185,10 @@ fn judge_tcp(
     judge_bare(ctx, packet, segment)
 }
 
-/// A worker's packet must carry its own socket's tuple: a pod with `CAP_NET_ADMIN` can
-/// rewrite what its worker sends.
+/// What may leave must carry its own socket's tuple: a pod with `CAP_NET_ADMIN` can rewrite what
+/// its worker sends.
 #[inline(always)]
-fn judge_worker(ctx: &TcContext, packet: &Packet, segment: &Segment) -> Result<(), KernelReason> {
+fn judge_socket(ctx: &TcContext, packet: &Packet, segment: &Segment) -> Result<(), KernelReason> {
     let skb = ctx.skb.skb;
     let sk: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
     if sk.is_null() {

@@ -27,6 +27,7 @@ pub mod foreign;
 pub mod forger;
 pub mod inject;
 pub mod interrupt;
+pub mod kubelet;
 pub mod lab;
 pub mod manifest;
 pub mod mesh;

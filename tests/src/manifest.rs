@@ -119,6 +119,8 @@ pub(crate) fn pod(spec: &PodSpec, addresses: &[IpAddr], node: &str, stage: Stage
     } else {
         format!("      ports:\n{ports}")
     };
+    let probes = spec.probes.iter().map(|field| format!("      {field}\n"));
+    let ports = ports + &probes.collect::<String>();
     let addresses: String = addresses
         .iter()
         .map(|address| format!("    - ip: \"{address}\"\n"))

@@ -1,5 +1,7 @@
 //! What a lab shall consist of: nodes, namespaces, pods, services, policies.
 
+use crate::kubelet::CGROUP as KUBELET;
+
 /// Which addresses a pod has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Families {
@@ -43,6 +45,7 @@ pub struct PodSpec {
     pub(crate) app: String,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) uid: String,
+    pub(crate) probes: Vec<String>,
 }
 
 impl PodSpec {
@@ -60,6 +63,7 @@ impl PodSpec {
             app: name.to_owned(),
             labels: Vec::new(),
             uid: String::new(),
+            probes: Vec::new(),
         }
     }
 
@@ -102,6 +106,14 @@ impl PodSpec {
     #[must_use]
     pub fn port(mut self, name: &str, number: u16) -> Self {
         self.ports.push((name.to_owned(), number));
+        self
+    }
+
+    /// With a field of its container that says where kubelet calls it, in YAML's flow style, such as
+    /// `readinessProbe: {tcpSocket: {port: 6379}}`.
+    #[must_use]
+    pub fn probe(mut self, field: &str) -> Self {
+        self.probes.push(field.to_owned());
         self
     }
 
@@ -285,7 +297,14 @@ impl Plan {
         self
     }
 
-    /// Every agent is started with this option as well; `{folder}` stands for its node's folder.
+    /// Every agent takes the lab's [`Kubelet`](crate::kubelet::Kubelet) for its node's.
+    #[must_use]
+    pub fn kubelet(self) -> Self {
+        self.agent_option("--kubelet-cgroup", &format!("{{cgroup}}/{KUBELET}"))
+    }
+
+    /// Every agent is started with this option as well; `{folder}` stands for its node's folder,
+    /// `{cgroup}` for the lab's cgroup from the hierarchy's root.
     #[must_use]
     pub fn agent_option(mut self, name: &str, value: &str) -> Self {
         let option = [name.to_owned(), value.to_owned()];

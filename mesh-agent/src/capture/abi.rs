@@ -4,7 +4,7 @@ use aya::Pod;
 use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, MapError, SockMap};
 use mesh_common::{
     EventBudget, Flow, FlowKey, GlobalConfig, Grandfathered, PodConfig, PolicyEntry, PolicyKey,
-    WallConfig, map_name,
+    Probe, ProbePort, WallConfig, map_name,
 };
 
 use super::error::{CaptureError, Result};
@@ -31,7 +31,9 @@ plain!(
     Flow,
     Grandfathered,
     PolicyKey,
-    PolicyEntry
+    PolicyEntry,
+    ProbePort,
+    Probe
 );
 
 /// Tuples of one pod.
@@ -54,6 +56,9 @@ pub(super) struct Maps {
     pub(super) refusals: Array<MapData, u64>,
     pub(super) audited: Array<MapData, u64>,
     pub(super) policies: ArrayOfMaps<MapData>,
+    pub(super) probe_ports: HashMap<MapData, Abi<ProbePort>, u32>,
+    pub(super) probes: HashMap<MapData, Abi<FlowKey>, Abi<Probe>>,
+    pub(super) probed: Array<MapData, u64>,
     pub(super) event_budgets: Array<MapData, Abi<EventBudget>>,
 }
 
@@ -84,6 +89,13 @@ impl Maps {
             policies: typed(map_name::POLICIES, |n| {
                 Map::ArrayOfMaps(data(pins, n)?).try_into()
             })?,
+            probe_ports: typed(map_name::PROBE_PORTS, |n| {
+                Map::HashMap(data(pins, n)?).try_into()
+            })?,
+            probes: typed(map_name::PROBES, |n| {
+                Map::HashMap(data(pins, n)?).try_into()
+            })?,
+            probed: typed(map_name::PROBED, |n| Map::Array(data(pins, n)?).try_into())?,
             event_budgets: typed(map_name::EVENT_BUDGETS, |n| {
                 Map::Array(data(pins, n)?).try_into()
             })?,

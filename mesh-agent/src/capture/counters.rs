@@ -33,6 +33,8 @@ impl Capture {
             let audited = self.maps.audited.set(index, 0, 0);
             audited.map_err(abi::failed(map_name::AUDITED))?;
         }
+        let probed = self.maps.probed.set(slot, 0, 0);
+        probed.map_err(abi::failed(map_name::PROBED))?;
         let budget = EventBudget {
             window_start_ns: 0,
             sent: 0,

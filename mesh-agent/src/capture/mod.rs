@@ -26,6 +26,7 @@ mod object;
 mod pins;
 mod pods;
 mod policy;
+mod probes;
 mod reason;
 mod shut;
 mod takeover;
@@ -56,6 +57,7 @@ pub use netns::{netns_cookie, socket_netns_cookie};
 use object::{ATTACHED_ONCE, Loader, Place, Updated};
 use pins::{Pins, Standing};
 pub use policy::SlotPolicy;
+pub use probes::CgroupRef;
 pub use reason::{from_number, reason};
 pub use takeover::TakeOver;
 pub use walls::MissingWall;
@@ -293,6 +295,10 @@ fn global_config(options: &CaptureOptions) -> Result<GlobalConfig> {
         mesh_cgroup_id: id(&mesh, &options.mesh_cgroup)?,
         mesh_cgroup_level: level,
         abi_version: ABI_VERSION,
+        kubelet_cgroup_id: 0,
+        kubelet_cgroup_level: 0,
+        reserved: 0,
+        node_netns_cookie: 0,
     })
 }
 

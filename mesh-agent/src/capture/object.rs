@@ -15,7 +15,7 @@ use super::pins::Pins;
 pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf.o"));
 
-pub(super) const MAPS: [&str; 13] = [
+pub(super) const MAPS: [&str; 16] = [
     map_name::CONFIG,
     map_name::PODS,
     map_name::FLOWS,
@@ -27,6 +27,9 @@ pub(super) const MAPS: [&str; 13] = [
     map_name::REFUSALS,
     map_name::AUDITED,
     map_name::POLICIES,
+    map_name::PROBE_PORTS,
+    map_name::PROBES,
+    map_name::PROBED,
     map_name::EVENTS,
     map_name::EVENT_BUDGETS,
 ];

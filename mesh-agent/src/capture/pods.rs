@@ -1,5 +1,6 @@
 //! What one pod has in the kernel: maps, steering, enrolment.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::{io, panic, thread};
 
@@ -20,7 +21,7 @@ use super::{Capture, pins};
 pub(super) const BPF_F_NO_PREALLOC: u32 = 1;
 
 impl Capture {
-    /// Gives a slot fresh maps, zeroed counters and no policy. First step of an enrolment.
+    /// Gives a slot fresh maps, zeroed counters, no policy and no ports for probes. First step of an enrolment.
     ///
     /// # Errors
     /// If a map can't be made or changed.
@@ -29,6 +30,7 @@ impl Capture {
         self.maps.give_rendezvous(slot)?;
         self.clear_policy(slot)?;
         self.end_grandfathering(slot)?;
+        self.set_probe_ports(slot, &[], &BTreeSet::new())?;
         self.zero_counters(slot)
     }
 
@@ -92,8 +94,8 @@ impl Capture {
             .map_err(abi::failed(map_name::PODS))
     }
 
-    /// Takes a pod out: enrolment, steering, walls, listeners, policy, maps. What isn't there is no
-    /// error. Call it in the network namespace that the walls are in.
+    /// Takes a pod out: enrolment, steering, walls, listeners, policy, ports for probes, maps. What
+    /// isn't there is no error. Call it in the network namespace that the walls are in.
     ///
     /// # Errors
     /// The first thing that can't be removed; the rest is removed all the same.
@@ -122,6 +124,7 @@ impl Capture {
         ] {
             results.push(self.remove_inner(name, slot));
         }
+        results.push(self.set_probe_ports(slot, &[], &BTreeSet::new()));
         results.push(self.zero_counters(slot));
         results.into_iter().collect()
     }

@@ -27,6 +27,8 @@ pub const fn reason(kernel: KernelReason) -> Reason {
         KernelReason::WallSource => Reason::WallSource,
         KernelReason::CutOff => Reason::CutOff,
         KernelReason::WallGrandfatherEnded => Reason::GrandfatherEnded,
+        KernelReason::WallProbe => Reason::WallProbe,
+        KernelReason::ProbeNoRoom => Reason::ProbeNoRoom,
     }
 }
 

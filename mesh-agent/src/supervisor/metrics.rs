@@ -117,6 +117,10 @@ pub(super) fn install() -> Result<PrometheusHandle, String> {
         "nodemesh_pods_gone_total",
         "Pods that were taken out because their network namespaces were gone"
     );
+    metrics::describe_gauge!(
+        "nodemesh_kubelet_found",
+        "Whether kubelet's cgroup is known, so that its probes of pods pass"
+    );
     metrics::describe_counter!(
         "nodemesh_tampering_total",
         "What was found changed behind the agent's back, by what it was and what became of it"
@@ -287,6 +291,9 @@ async fn pods_text(shared: &Shared) -> String {
                 add(&mut families, name, &key, Some(label), count);
             }
         }
+        let probes = shared.capture().probes_passed(pod.slot).unwrap_or_default();
+        let name = "nodemesh_probes_passed_total";
+        add(&mut families, name, &key, None, probes);
         if let Some(commands) = pod.commands {
             let (reply, counters) = oneshot::channel();
             // Scrapes never take the room that an order to leave needs.

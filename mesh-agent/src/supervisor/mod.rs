@@ -12,6 +12,8 @@
 //!   of another program;
 //! - `watch` and `look` keep an eye on the pod's namespace, `tamper` tells of what they find, and
 //!   `cut_off` is for pods that can't be served (`unserved`);
+//! - `kubelet` finds the node's kubelet, whose connections pass to the ports that pods declare for
+//!   `probes`;
 //! - `install` keeps the CNI plugin where the container runtime finds it;
 //! - `confine` gives up what is of no use once it has started;
 //! - `control` keeps the node's certificate (`join`) and the ways to the control component and its
@@ -46,6 +48,7 @@ mod install;
 mod integrity;
 mod join;
 mod kernel_rules;
+mod kubelet;
 mod kubepods;
 mod legacy;
 mod live;
@@ -61,6 +64,7 @@ mod packets;
 mod placement;
 mod pods;
 mod ports;
+mod probes;
 mod processes;
 mod reconcile;
 mod replicas;
@@ -105,6 +109,7 @@ use crate::sandbox::cgroup::{MeshCgroup, enter_host_namespace, probe_move};
 use config::{Config, LogFormat};
 use install::Installer;
 use integrity::Integrity;
+use kubelet::Kubelet;
 use lock::RunLock;
 use node::Node;
 use pods::Records;
@@ -186,6 +191,11 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
         image,
         records,
     ));
+    // Before anything else: of a capture that was taken over nobody is kubelet.
+    let kubelet = Kubelet::new(shared.clone());
+    let mut kubelet = kubelet.context("asking for the cookie of the node's network namespace")?;
+    kubelet.look();
+    tokio::spawn(kubelet.keep_looking());
     let mut node = Node::new(shared.clone());
     node.restore().context("reading the pods' records")?;
     let mut integrity = Integrity::new(shared.clone());

@@ -158,6 +158,7 @@ impl PodTask {
         let slot = self.record.slot;
         self.shared.kernel.forget(slot);
         self.rules.kernel_was_emptied();
+        self.forget_probes();
         let prepared = self.shared.capture().prepare_pod(slot);
         prepared.map_err(|e| e.to_string())
     }
@@ -209,6 +210,7 @@ impl PodTask {
     pub(super) fn follow_discovery(&mut self, view: &View) {
         self.rules.refresh(view, &self.goal.uid);
         self.follow_budget(view);
+        self.follow_probes(view);
         if let Some((rules, source)) = self.rules.for_kernel(view) {
             if rules.policy.left_out > 0 {
                 let (pod, left_out) = (&self.record.key, rules.policy.left_out);
@@ -244,6 +246,7 @@ impl PodTask {
                 tracing::warn!(pod = %self.record.key, error = %e, "the mesh's ports stay reserved in the pod");
             }
         }
+        self.forget_probes();
         self.grandfathers = Grandfathers::default();
         self.report_grandfathers();
         self.legacy = Legacy::default();

@@ -92,6 +92,15 @@ pub struct RollReport {
     pub stopped: String,
 }
 
+/// Whose connections pass to the ports that pods declare for probes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KubeletReport {
+    /// Kubelet's cgroup, from the root of the hierarchy; empty where it is not known.
+    pub cgroup: String,
+    /// Why it is not known.
+    pub fault: String,
+}
+
 /// Connections of a pod that are older than its enrolment, and go on outside the mesh.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Older {
@@ -181,6 +190,9 @@ pub struct PodReport {
     /// Connections that are older than its enrolment.
     #[serde(default)]
     pub older: Older,
+    /// Ports of its that kubelet's connections pass to.
+    #[serde(default)]
+    pub probe_ports: Vec<u16>,
 }
 
 impl PodReport {
@@ -227,6 +239,7 @@ impl PodReport {
             unhealthy: false,
             health_detail: String::new(),
             older: Older::default(),
+            probe_ports: Vec::new(),
         }
     }
 }
@@ -276,6 +289,9 @@ pub struct StatusReport {
     /// Why the CNI plugin is not in place, where it is to be.
     #[serde(default)]
     pub cni_fault: Option<String>,
+    /// Whose connections pass as probes.
+    #[serde(default)]
+    pub kubelet: KubeletReport,
     /// Every pod that was added.
     pub pods: Vec<PodReport>,
 }

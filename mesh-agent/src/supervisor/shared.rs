@@ -12,7 +12,7 @@ use super::control::Control;
 use super::discovery::Discovery;
 use super::kernel_rules::KernelRules;
 use super::pods::{PodKey, Records};
-use super::report::PodReport;
+use super::report::{KubeletReport, PodReport};
 use super::roll::Roll;
 use super::trust::TrustStore;
 use super::workers::Command;
@@ -40,6 +40,8 @@ pub(super) struct Shared {
     images: Mutex<HashMap<ImageId, ImageDigest>>,
     /// Why the CNI plugin is not in place; `None` where it is, or none is to be.
     pub(super) cni_fault: watch::Sender<Option<String>>,
+    /// Whose connections pass as probes.
+    pub(super) kubelet: watch::Sender<KubeletReport>,
     capture: Mutex<Capture>,
     pods: Mutex<BTreeMap<PodKey, PodHandle>>,
 }
@@ -69,6 +71,7 @@ impl Shared {
             .map(|_| "it is being installed".to_owned());
         Self {
             cni_fault: watch::Sender::new(cni_fault),
+            kubelet: watch::Sender::default(),
             config,
             mesh_cgroup,
             image,

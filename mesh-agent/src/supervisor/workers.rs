@@ -6,6 +6,7 @@
 //! inbound → capture of outbound. It is undone in the other direction, capture first. Of a pod that is
 //! enrolled while it runs the wall comes last (`live`).
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +71,8 @@ pub(super) struct PodTask {
     pub(super) rules: Rules,
     pub(super) allotment: Allotment,
     pub(super) grandfathers: Grandfathers,
+    /// Ports that the kernel lets kubelet's connections pass to; `None` where it was told none.
+    pub(super) probe_ports: Option<BTreeSet<u16>>,
     pub(super) watch: Watch,
     pub(super) seen: Seen,
     /// The kernel has it cut off.
@@ -131,6 +134,7 @@ impl PodTask {
             rules: Rules::default(),
             allotment: Allotment::default(),
             grandfathers: Grandfathers::default(),
+            probe_ports: None,
             policy: RestartPolicy::default(),
             rolling: None,
             ended_at: None,

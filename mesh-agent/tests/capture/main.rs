@@ -19,6 +19,7 @@ mod order;
 mod outbound;
 mod policy;
 mod ports;
+mod probes;
 mod process;
 mod program;
 mod queue;

@@ -25,7 +25,7 @@ use crate::program;
 pub(crate) const OTHER: u32 = 999;
 pub(crate) const OUTSIDE: &str = "192.0.2.9:443";
 /// All maps but the one that says whose they are.
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 15] = [
     map_name::PODS,
     map_name::FLOWS,
     map_name::PENDING,
@@ -36,6 +36,9 @@ const MAPS: [&str; 12] = [
     map_name::REFUSALS,
     map_name::AUDITED,
     map_name::POLICIES,
+    map_name::PROBE_PORTS,
+    map_name::PROBES,
+    map_name::PROBED,
     map_name::EVENTS,
     map_name::EVENT_BUDGETS,
 ];
@@ -205,7 +208,7 @@ fn maps_of_another_layout_are_copied_or_begin_empty_and_refuse() {
     let report = take_over(&mut lab);
     assert_eq!(report.shared, [map_name::SOCKETS]);
     assert_eq!(report.copied, [map_name::PODS, map_name::WALLS]);
-    assert_eq!(report.emptied.len(), 9, "{report:?}");
+    assert_eq!(report.emptied.len(), 12, "{report:?}");
     assert_on_own_maps(&lab);
     assert_eq!(
         original_destination(&worker, libc::SOL_IP),

@@ -172,6 +172,11 @@ pub fn workload_from_wire(
             .iter()
             .map(|(key, ports)| Ok((service_key(key, "services")?, target_ports(ports)?)))
             .collect::<Result<_, ConvertError>>()?,
+        probe_ports: workload
+            .probe_ports
+            .iter()
+            .map(|port| port_from_wire(*port, "probe_ports"))
+            .collect::<Result<_, _>>()?,
         budget: workload
             .budget
             .as_ref()
@@ -273,6 +278,7 @@ pub fn workload_to_wire(workload: &Workload, cluster_id: &str) -> wire::Workload
             .iter()
             .map(|(key, ports)| (key.to_string(), port_list(ports)))
             .collect(),
+        probe_ports: workload.probe_ports.iter().map(|p| u32::from(*p)).collect(),
         budget: budget::to_wire(&workload.budget),
         pod_uid: workload.pod_uid.clone(),
         ..Default::default()

@@ -87,6 +87,9 @@ pub struct Attempt {
     pub outbound: Option<Verdict>,
     /// At the destination; `None` where it is outside the mesh, or the flow doesn't come there.
     pub inbound: Option<Verdict>,
+    /// Kubelet of the pod's node gets there, whatever is decided on others: the pod declares the port
+    /// for probes.
+    pub probed: bool,
 }
 
 impl Attempt {
@@ -271,7 +274,15 @@ impl<'a> Context<'a> {
             .flatten();
         let arrives = decided && outbound.as_ref().is_none_or(Verdict::passes);
         let inbound = arrives.then(|| self.inbound(place, encrypted)).flatten();
+        // Kubelet is on the node: what discovery knows as a workload is not.
+        let from_outside = self.source.is_none() && !self.udp();
+        let probed = from_outside
+            && place
+                .workload
+                .as_ref()
+                .is_some_and(|w| w.enrolled() && w.probe_ports.contains(&place.port));
         Attempt {
+            probed,
             workload: place.workload.clone(),
             address: place.address,
             port: place.port,

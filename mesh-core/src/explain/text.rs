@@ -62,6 +62,10 @@ impl fmt::Display for Attempt {
             let Some(verdict) = verdict else { continue };
             write!(f, "\n    at the {end}: {verdict}")?;
         }
+        if self.probed {
+            let what = "the pod declares the port for probes, so connections of its node's kubelet pass whatever policy says, and nobody else's";
+            write!(f, "\n    {what}")?;
+        }
         Ok(())
     }
 }

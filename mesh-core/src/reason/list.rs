@@ -103,6 +103,12 @@ reasons! {
         GrandfatherEnded = "grandfather_ended" ["`ECONNABORTED`, at the other end a reset; a time-out where no agent runs"],
             "a connection that was open in clear when its pod was enrolled, and whose time is over",
             "let the app connect again, which goes through the mesh; --grandfather-for of the agent says how long such connections may go on";
+        WallProbe = "wall_probe",
+            "a connection came to the pod with the addresses and ports of a probe of kubelet's that kubelet's own socket did not open",
+            "look for what on the node or in another pod forges packets; if every probe is refused so, the network plugin takes kubelet's packets off their sockets (docs/POLICY.md, \"Kubelet's probes\")";
+        ProbeNoRoom = "probe_no_room" ["what the pod's policy says to a plain call from the node"],
+            "more of kubelet's connections were on their way than the kernel has room for, so a probe went to the pod's worker",
+            "look for what kubelet's connections wait for: apps that accept nothing, or a node that is overloaded";
         WallUnparsable = "wall_unparsable",
             "the pod sent a frame that can't be parsed",
             "let the app not build frames of its own";

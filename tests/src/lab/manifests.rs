@@ -88,6 +88,20 @@ impl Lab {
         )
     }
 
+    /// Gives a pod other probes than its plan does.
+    ///
+    /// # Errors
+    /// If the manifest can't be written.
+    pub fn set_probes(&self, pod: &Pod, probes: &[&str]) -> Result<()> {
+        let node = self.nodes[pod.node()].name();
+        let spec = PodSpec {
+            probes: probes.iter().map(|field| (*field).to_owned()).collect(),
+            ..pod.spec.clone()
+        };
+        let content = manifest::pod(&spec, &pod.addresses(), node, Stage::Running);
+        self.write_manifest(&pod_file(pod), &content)
+    }
+
     /// Says that a pod which the lab did not make is on a node, with these addresses; with none,
     /// that the node has not reported any yet.
     ///

@@ -136,6 +136,7 @@ impl Lab {
                 uid_base: FIRST_WORKER_UID + (labs * 8 + index) * 1_024,
                 resolvers: &resolvers,
                 options: &self.plan.agent_options,
+                cgroup: &format!("/{}", removal::cgroup_name(&self.prefix)),
             };
             let group = Cgroup::create(self.cgroup.path().join(format!("agent-{}", host.name())))?;
             let root = pki.join("root.pem");

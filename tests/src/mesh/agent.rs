@@ -42,6 +42,8 @@ pub(crate) struct Place<'a> {
     pub(crate) uid_base: u32,
     pub(crate) resolvers: &'a [IpAddr],
     pub(crate) options: &'a [String],
+    /// The lab's cgroup, from the hierarchy's root.
+    pub(crate) cgroup: &'a str,
 }
 
 impl Agent {
@@ -81,7 +83,11 @@ impl Agent {
         }
         let folder = host.folder.display().to_string();
         let options = place.options.iter();
-        arguments.extend(options.map(|word| word.replace("{folder}", &folder)));
+        let filled = |word: &String| {
+            let word = word.replace("{folder}", &folder);
+            word.replace("{cgroup}", place.cgroup)
+        };
+        arguments.extend(options.map(filled));
         Ok(Self {
             daemon: Daemon::new(
                 &format!("mesh-agent on {}", host.name()),

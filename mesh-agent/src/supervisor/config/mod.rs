@@ -2,6 +2,7 @@
 
 mod check;
 mod cni;
+mod kubelet;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -96,6 +97,12 @@ pub struct RunArgs {
     /// [default: 3600]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=2_592_000))]
     pub grandfather_for: Option<u32>,
+    /// Kubelet's cgroup, from the root of the cgroup v2 hierarchy: connections of its processes pass to
+    /// the ports that pods declare for probes. "none": no connection does
+    /// [default: the first that is there of those that distributions start kubelet in, such as
+    /// /system.slice/kubelet.service]
+    #[arg(long, value_name = "PATH|none")]
+    pub kubelet_cgroup: Option<String>,
     /// Seconds that workloads' certificates are asked to live; control gives no more than its own
     /// limit, and this by default
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(5..=86400))]
@@ -157,6 +164,9 @@ pub struct Config {
     pub roll_at_once: usize,
     /// How long connections may go on that a pod had open when it was enrolled.
     pub grandfather_for: Duration,
+    /// The cgroups of which the first that is there is kubelet's, from the root of the hierarchy; none:
+    /// nobody's connections are probes.
+    pub kubelet_cgroups: Vec<PathBuf>,
     /// How long workloads' certificates are asked to live, in seconds; 0 leaves it to control.
     pub certificate_lifetime_s: u32,
     /// Where the CNI plugin is to be, and what it is told.
@@ -272,6 +282,7 @@ impl Config {
                 faults.push(fault(option, dir.display(), "must be an absolute path"));
             }
         }
+        let kubelet_cgroups = kubelet::cgroups(raw.kubelet_cgroup.as_deref(), &mut faults);
         let cni = raw.cni.validate(&run_dir, &mut faults);
         let (Some(node), Some(uid_base), true) = (node, uid_base, faults.is_empty()) else {
             return Err(faults);
@@ -299,6 +310,7 @@ impl Config {
             grandfather_for: Duration::from_secs(
                 raw.grandfather_for.unwrap_or(GRANDFATHER_FOR_S).into(),
             ),
+            kubelet_cgroups,
             certificate_lifetime_s: raw.certificate_lifetime.unwrap_or(0),
             cni,
         })
@@ -327,6 +339,7 @@ mod tests {
             resolvers: vec!["10.96.0.10".to_owned(), "dns.local".to_owned()],
             unserved: "open".to_owned(),
             roll: "soon".to_owned(),
+            kubelet_cgroup: Some("kubelet.service".to_owned()),
             run_dir: Some("relative".into()),
             cni: CniArgs {
                 folders: CniFolderArgs {
@@ -350,6 +363,7 @@ mod tests {
             "--cluster-id",
             "--unserved",
             "--roll",
+            "--kubelet-cgroup",
             "--resolver",
             "--run-dir",
             "--bpffs",
@@ -360,6 +374,6 @@ mod tests {
                 "{option}: {text:#?}"
             );
         }
-        assert_eq!(faults.len(), 14, "{text:#?}");
+        assert_eq!(faults.len(), 15, "{text:#?}");
     }
 }

@@ -158,6 +158,7 @@ impl Node {
             control: self.shared.control.report(),
             roll: self.shared.roll.report(&self.shared),
             cni_fault: self.shared.cni_fault.borrow().clone(),
+            kubelet: self.shared.kubelet.borrow().clone(),
             pods: self
                 .pods
                 .values()

@@ -141,8 +141,8 @@ impl Kind {
 
 fn trim_pod(pod: &mut Map<String, Value>) {
     let mut keep = |part: &str, names: &[&str]| {
-        if let Some(fields) = pod.get_mut(part).and_then(Value::as_object_mut) {
-            fields.retain(|name, _| names.contains(&name.as_str()));
+        if let Some(part) = pod.get_mut(part) {
+            trim(part, names);
         }
     };
     keep(
@@ -152,19 +152,47 @@ fn trim_pod(pod: &mut Map<String, Value>) {
             "serviceAccountName",
             "hostNetwork",
             "containers",
+            "initContainers",
         ],
     );
     keep("status", &["phase", "podIP", "podIPs"]);
-    let containers = pod
-        .get_mut("spec")
-        .and_then(|spec| spec.get_mut("containers"));
-    for container in containers
-        .and_then(Value::as_array_mut)
-        .into_iter()
-        .flatten()
-    {
-        if let Some(fields) = container.as_object_mut() {
-            fields.retain(|name, _| name == "ports");
+    for list in ["containers", "initContainers"] {
+        let containers = pod.get_mut("spec").and_then(|spec| spec.get_mut(list));
+        let containers = containers.and_then(Value::as_array_mut);
+        containers.into_iter().flatten().for_each(trim_container);
+    }
+}
+
+/// Of a container its ports, and where kubelet calls it. What kubelet says there may be secret.
+fn trim_container(container: &mut Value) {
+    const PROBES: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
+    const HOOKS: [&str; 2] = ["postStart", "preStop"];
+    trim(container, &[&["ports", "lifecycle"], &PROBES[..]].concat());
+    if let Some(lifecycle) = container.get_mut("lifecycle") {
+        trim(lifecycle, &HOOKS);
+        trim_calls(lifecycle, &HOOKS);
+    }
+    trim_calls(container, &PROBES);
+}
+
+/// Trims kubelet's calls to where they go.
+fn trim_calls(of: &mut Value, calls: &[&str]) {
+    const TARGETS: [&str; 3] = ["httpGet", "tcpSocket", "grpc"];
+    for call in calls {
+        let Some(call) = of.get_mut(call) else {
+            continue;
+        };
+        trim(call, &TARGETS);
+        for target in TARGETS {
+            if let Some(target) = call.get_mut(target) {
+                trim(target, &["host", "port"]);
+            }
         }
+    }
+}
+
+fn trim(value: &mut Value, names: &[&str]) {
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|name, _| names.contains(&name.as_str()));
     }
 }

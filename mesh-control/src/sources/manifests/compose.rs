@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod policy;
+mod probes;
 pub(super) mod revocation;
 mod traffic;
 
@@ -147,6 +148,7 @@ fn workload(
         labels: metadata.labels.clone(),
         health: Health::Healthy,
         services: services.collect(),
+        probe_ports: probes::ports(&pod.object),
         budget: Fields::default(),
     })
 }

@@ -10,10 +10,12 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
 pub(super) use endpoints::EndpointSlice;
+use probes::{Lifecycle, Probe};
 
 pub(super) mod budget;
 pub(super) mod endpoints;
 pub(super) mod policy;
+pub(super) mod probes;
 pub(super) mod revocation;
 pub(super) mod traffic;
 pub(super) mod values;
@@ -256,12 +258,17 @@ pub(super) struct PodSpec {
     pub(super) service_account_name: Option<Name>,
     pub(super) host_network: bool,
     pub(super) containers: Vec<Container>,
+    pub(super) init_containers: Vec<Container>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub(super) struct Container {
     pub(super) ports: Vec<ContainerPort>,
+    pub(super) liveness_probe: Option<Probe>,
+    pub(super) readiness_probe: Option<Probe>,
+    pub(super) startup_probe: Option<Probe>,
+    pub(super) lifecycle: Option<Lifecycle>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
