@@ -144,6 +144,10 @@ pub(crate) fn pod(spec: &PodSpec, addresses: &[IpAddr], node: &str, stage: Stage
         Stage::Terminating => "  deletionTimestamp: \"2026-01-01T00:00:00Z\"\n",
         Stage::Pending | Stage::Running => "",
     };
+    let network = match spec.host_network {
+        true => "  hostNetwork: true\n",
+        false => "",
+    };
     let own_account = match spec.service_account == spec.name {
         true => service_account(&spec.namespace, &spec.name) + "---\n",
         false => String::new(),
@@ -152,7 +156,7 @@ pub(crate) fn pod(spec: &PodSpec, addresses: &[IpAddr], node: &str, stage: Stage
         "{own_account}\
          apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  \
          labels:\n    app: {app}\n{labels}{uid}{deleted}\
-         spec:\n  nodeName: {node}\n  serviceAccountName: {account}\n  \
+         spec:\n{network}  nodeName: {node}\n  serviceAccountName: {account}\n  \
          containers:\n    - name: {name}\n      image: {name}\n{ports}\
          status:\n{status}",
         account = spec.service_account,

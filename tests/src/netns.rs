@@ -10,11 +10,16 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns};
+
+use crate::wait;
 
 /// Where `ip netns` keeps its names.
 pub const FOLDER: &str = "/run/netns";
+
+/// Users of a namespace of its own: from 0 on there, from 100 × 65,536 on here, so many.
+const OWN_USERS: &str = "0 6553600 65536";
 
 /// A named network namespace; the name goes when this is dropped, the namespace with the
 /// last process in it.
@@ -41,6 +46,45 @@ impl Netns {
             netns.ip("link set lo up\n")?;
         }
         Ok(made)
+    }
+
+    /// Has the name stand for another network namespace, new as well, that belongs to a user namespace of
+    /// its own.
+    pub(crate) fn with_own_users(self) -> Result<Self> {
+        let (name, path) = (self.name.clone(), self.path());
+        drop(self);
+        let mut holder = Command::new("unshare")
+            .args(["--user", "--net", "sleep", "600"])
+            .spawn()
+            .context("starting `unshare`: install util-linux")?;
+        let made = Self::hold(holder.id(), &path);
+        let _ = holder.kill();
+        let _ = holder.wait();
+        made.with_context(|| format!("a network namespace {name} with users of its own"))?;
+        let netns = Self::open(&name)?;
+        netns.ip("link set lo up\n")?;
+        Ok(netns)
+    }
+
+    /// Keeps the namespace of a process, whose users become a range of this machine's as those of a
+    /// kubelet's pods do.
+    fn hold(pid: u32, path: &Path) -> Result<()> {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net"));
+        let (own, pid) = (of("self")?, pid.to_string());
+        wait::until_true("its namespaces", wait::PATIENCE, || Ok(of(&pid)? != own))?;
+        for map in ["uid_map", "gid_map"] {
+            fs::write(format!("/proc/{pid}/{map}"), OWN_USERS)?;
+        }
+        File::create(path)?;
+        let from = format!("/proc/{pid}/ns/net");
+        let none = None::<&str>;
+        Ok(mount(
+            Some(from.as_str()),
+            path,
+            none,
+            MsFlags::MS_BIND,
+            none,
+        )?)
     }
 
     fn open(name: &str) -> Result<Self> {

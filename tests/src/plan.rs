@@ -46,6 +46,8 @@ pub struct PodSpec {
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) uid: String,
     pub(crate) probes: Vec<String>,
+    pub(crate) own_users: bool,
+    pub(crate) host_network: bool,
 }
 
 impl PodSpec {
@@ -64,6 +66,8 @@ impl PodSpec {
             labels: Vec::new(),
             uid: String::new(),
             probes: Vec::new(),
+            own_users: false,
+            host_network: false,
         }
     }
 
@@ -71,6 +75,20 @@ impl PodSpec {
     #[must_use]
     pub fn uid(mut self, uid: &str) -> Self {
         uid.clone_into(&mut self.uid);
+        self
+    }
+
+    /// With a user namespace of its own, which its network namespace belongs to (`hostUsers: false`).
+    #[must_use]
+    pub fn own_users(mut self) -> Self {
+        self.own_users = true;
+        self
+    }
+
+    /// In its node's network namespace (`hostNetwork: true`); only for a container runtime.
+    #[must_use]
+    pub fn host_network(mut self) -> Self {
+        self.host_network = true;
         self
     }
 
@@ -203,6 +221,7 @@ pub struct Plan {
     pub(crate) control_options: Vec<String>,
     pub(crate) replicas: u16,
     pub(crate) part: Option<usize>,
+    pub(crate) prefix: Option<String>,
 }
 
 impl Plan {
@@ -222,6 +241,7 @@ impl Plan {
             control_options: Vec::new(),
             replicas: 1,
             part: None,
+            prefix: None,
         }
     }
 
@@ -334,6 +354,14 @@ impl Plan {
     #[must_use]
     pub fn part(mut self, node: usize) -> Self {
         self.part = Some(node);
+        self
+    }
+
+    /// All names begin with this, `nm<pid>x<number>`, and so does the folder's: what a machine keeps on a
+    /// disk is found again when it has booted. Whose process that was must be there as long as the lab.
+    #[must_use]
+    pub fn prefix(mut self, prefix: &str) -> Self {
+        self.prefix = Some(prefix.to_owned());
         self
     }
 

@@ -31,11 +31,11 @@ impl Lab {
         static LABS: AtomicU32 = AtomicU32::new(0);
         static STALE: std::sync::Once = std::sync::Once::new();
         STALE.call_once(removal::remove_stale);
-        let prefix = format!(
-            "nm{}x{}",
-            process::id(),
-            LABS.fetch_add(1, Ordering::Relaxed)
-        );
+        let own = || {
+            let number = LABS.fetch_add(1, Ordering::Relaxed);
+            format!("nm{}x{number}", process::id())
+        };
+        let prefix = plan.prefix.clone().unwrap_or_else(own);
         interrupt::watch(&prefix);
         let cleanup = Cleanup {
             prefix: prefix.clone(),
@@ -133,6 +133,10 @@ impl Lab {
 
     pub(super) fn place_pod(&mut self, spec: PodSpec, netns: Netns) -> Result<()> {
         let key = spec.key();
+        let netns = match spec.own_users {
+            true => netns.with_own_users()?,
+            false => netns,
+        };
         let node = self
             .nodes
             .get(spec.node)

@@ -105,7 +105,10 @@ impl Folders {
              [{cri}.containerd.runtimes.runc]\n\
              runtime_type = \"io.containerd.runc.v2\"\n\
              [{cri}.containerd.runtimes.runc.options]\n\
-             Root = \"{base}/state/runc\"\n",
+             Root = \"{base}/state/runc\"\n\
+             # An initramfs can't be pivoted away.\n\
+             NoPivotRoot = {initramfs}\n",
+            initramfs = on_initramfs()?,
             plugins = plugins.display(),
             unused = UNUSED
                 .map(|name| format!("\"io.containerd.{name}\""))
@@ -145,6 +148,13 @@ impl Folders {
             .and_then(|()| fs::rename(&staged, self.conflist()))
             .context("writing the network configuration")
     }
+}
+
+/// Whether the machine's root is an initramfs.
+fn on_initramfs() -> Result<bool> {
+    let mounts = fs::read_to_string("/proc/mounts").context("/proc/mounts")?;
+    let mut roots = mounts.lines().map(|line| line.split(' '));
+    Ok(roots.any(|mut words| words.next() == Some("rootfs") && words.next() == Some("/")))
 }
 
 /// What this runtime needs no snapshots, tracing or image policy from.

@@ -63,11 +63,29 @@ impl Runtime {
     /// # Errors
     /// If a program is missing, or it does not come up; with the end of its log.
     pub fn start(lab: &Lab, node: usize, addresses: u8) -> Result<Self> {
+        let mut runtime = Self::new(lab, node, addresses)?;
+        runtime.folders.configure()?;
+        runtime.folders.write_conflist(&runtime.network, &[])?;
+        runtime.start_again(lab.node(node))?;
+        runtime.load_image()?;
+        Ok(runtime)
+    }
+
+    /// Starts the runtime that a node had before its machine was booted, with what is on its disk: its
+    /// configuration, the network's, images, records of sandboxes.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn resume(lab: &Lab, node: usize, addresses: u8) -> Result<Self> {
+        let mut runtime = Self::new(lab, node, addresses)?;
+        runtime.start_again(lab.node(node))?;
+        Ok(runtime)
+    }
+
+    fn new(lab: &Lab, node: usize, addresses: u8) -> Result<Self> {
         let host = lab.node(node);
         let folders = Folders::make(host.folder.join("runtime"))?;
-        folders.configure()?;
         let network = network(lab, host, addresses);
-        folders.write_conflist(&network, &[])?;
         let group = removal::cgroup_name(lab.prefix());
         let place = cgroup::mount_point()?.join(&group);
         let name = format!("runtime-{}", host.name());
@@ -81,16 +99,13 @@ impl Runtime {
             host.folder.join("containerd.log"),
             Cgroup::create(place.join(name))?,
         );
-        let mut runtime = Self {
+        Ok(Self {
             daemon,
             cri: Cri::at(folders.socket()),
             folders,
             network,
             cgroup_root: format!("/{group}"),
-        };
-        runtime.start_again(host)?;
-        runtime.load_image()?;
-        Ok(runtime)
+        })
     }
 
     /// Starts containerd, after an end of it; what still runs goes on.
@@ -114,6 +129,16 @@ impl Runtime {
                 Ok(!conditions.is_empty() && conditions.iter().all(|c| c.status))
             },
         )
+    }
+
+    /// Waits until new pods' networks are made with a CNI plugin of this name.
+    ///
+    /// # Errors
+    /// When [`wait::PATIENCE`] is over.
+    pub fn wait_for_plugin(&self, name: &str) -> Result<()> {
+        wait::until_true("the runtime to use the plugin", wait::PATIENCE, || {
+            Ok(self.cri.network_in_use()?.contains(name))
+        })
     }
 
     /// Takes away what does not survive the machine's end: all processes, the pods' cgroups and
@@ -189,12 +214,16 @@ impl Runtime {
             .collect()
     }
 
-    /// What is mounted below its folder for state: namespaces and containers.
+    /// What is mounted in its folder for state: namespaces and containers.
     ///
     /// # Errors
     /// If mounts can't be read.
     pub fn mounts(&self) -> Result<Vec<String>> {
-        leftovers::mounts_below(&self.folders.state())
+        let state = self.folders.state();
+        let mut mounts = leftovers::mounts_below(&state)?;
+        // Which may be a tmpfs, as /run is.
+        mounts.retain(|mount| Path::new(mount) != state);
+        Ok(mounts)
     }
 
     /// Checks that nothing is left of any pod.

@@ -20,7 +20,11 @@ use crate::{cgroup, wait};
 
 /// A namespace of the kernel that no two containers share, in the interface's words.
 const OF_CONTAINER: i32 = 1;
+/// One that is the node's.
+const OF_NODE: i32 = 2;
 const EXITED: i32 = 2;
+/// A sandbox's state.
+pub const NOT_READY: i32 = 1;
 
 /// A pod's sandbox: its network is up, nothing of the pod's own runs yet.
 #[derive(Clone, Debug)]
@@ -31,7 +35,7 @@ pub struct Sandbox {
     pub uid: String,
     /// The sandbox's id.
     pub id: String,
-    /// Its network namespace, as the runtime names it.
+    /// Its network namespace, as the runtime names it; empty where it is the node's.
     pub netns: PathBuf,
     /// The pod's addresses, as the runtime tells them.
     pub addresses: Vec<IpAddr>,
@@ -91,7 +95,12 @@ impl Runtime {
                 namespace,
                 attempt: 0,
             }),
-            hostname: name,
+            // With the node's network goes its name.
+            hostname: if spec.host_network {
+                String::new()
+            } else {
+                name
+            },
             log_directory: logs.display().to_string(),
             labels,
             annotations: HashMap::from(
@@ -107,7 +116,7 @@ impl Runtime {
             linux: Some(LinuxSandbox {
                 cgroup_parent: format!("{}/pod{uid}", self.pods_in_cgroups()),
                 security_context: Some(SandboxSecurity {
-                    namespace_options: Some(namespaces()),
+                    namespace_options: Some(namespaces(spec)),
                 }),
             }),
         }
@@ -140,11 +149,16 @@ impl Runtime {
         let network = told.status.unwrap_or_default().network.unwrap_or_default();
         let additional = network.additional.iter().map(|pod| &pod.ip);
         let addresses = [&network.ip].into_iter().chain(additional);
+        // Of a pod on its node's network the runtime tells none.
+        let addresses = addresses.filter(|ip| !ip.is_empty());
         let addresses: Result<Vec<IpAddr>, _> = addresses.map(|ip| ip.parse()).collect();
         Ok(Sandbox {
             spec: spec.clone(),
             uid,
-            netns: network_namespace(&told.info)?,
+            netns: match spec.host_network {
+                true => PathBuf::new(),
+                false => network_namespace(&told.info)?,
+            },
             addresses: addresses.with_context(|| format!("the addresses of {}", spec.key()))?,
             id,
             config,
@@ -180,7 +194,7 @@ impl Runtime {
             log_path: log,
             linux: Some(LinuxContainer {
                 security_context: Some(ContainerSecurity {
-                    namespace_options: Some(namespaces()),
+                    namespace_options: Some(namespaces(&sandbox.spec)),
                 }),
             }),
         };
@@ -234,6 +248,21 @@ impl Runtime {
         Ok(())
     }
 
+    /// What a kubelet does now and then: sandboxes that don't run are removed. One whose making failed
+    /// may be there still, for the plugins that take its network away are those that failed.
+    ///
+    /// # Errors
+    /// With the runtime's words.
+    pub fn collect_garbage(&self) -> Result<()> {
+        for sandbox in self.cri.sandboxes()? {
+            if sandbox.state == NOT_READY {
+                self.cri.stop_sandbox(&sandbox.id)?;
+                self.cri.remove_sandbox(&sandbox.id)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The runtime removes containers' cgroups, a kubelet the pod's.
     fn remove_cgroups(&self, uid: &str) {
         let pods = self.pods_in_cgroups();
@@ -246,9 +275,15 @@ impl Runtime {
     }
 }
 
-fn namespaces() -> NamespaceOption {
+/// A shell command that says a word to a server at `to`, address and port, and fails unless it comes back.
+#[must_use]
+pub fn say_to(word: &str, to: &str) -> String {
+    format!("echo {word} | mesh-lab-app dial {to} | grep -qx {word}")
+}
+
+fn namespaces(spec: &PodSpec) -> NamespaceOption {
     NamespaceOption {
-        network: 0,
+        network: if spec.host_network { OF_NODE } else { 0 },
         pid: OF_CONTAINER,
         ipc: 0,
     }

@@ -9,6 +9,7 @@ mod told;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use mesh_lab::runtime::pods::say_to;
 use mesh_lab::runtime::{Container, Runtime, Sandbox};
 use mesh_lab::wire::Recording;
 use mesh_lab::{Lab, Plan, PodSpec, wait};
@@ -83,9 +84,4 @@ fn is_pods(address: IpAddr) -> bool {
 /// A shell command that says a word to a pod's server, and fails unless it comes back.
 pub(crate) fn say(word: &str, sandbox: &Sandbox) -> String {
     say_to(word, &format!("{}:{PORT}", sandbox.address()))
-}
-
-/// [`say`], to an address and port.
-pub(crate) fn say_to(word: &str, to: &str) -> String {
-    format!("echo {word} | mesh-lab-app dial {to} | grep -qx {word}")
 }

@@ -4,10 +4,11 @@
 use std::net::IpAddr;
 
 use mesh_lab::runtime::Runtime;
+use mesh_lab::runtime::pods::say_to;
 use mesh_lab::{Lab, PodSpec, wait};
 
-use crate::plugin::{chain, collect_garbage, pod, refused_as};
-use crate::{CALLS, PORT, assert_tunnels_only, plan, say_to};
+use crate::plugin::{chain, pod, refused_as};
+use crate::{CALLS, PORT, assert_tunnels_only, plan};
 
 const NONCE: &str = "in-clear-after-a-boot";
 
@@ -76,7 +77,7 @@ fn a_node_that_comes_up_starts_no_pod_before_its_agent() {
     runtime.wait_exit(&again, CALLS).unwrap();
     runtime.remove_sandbox(&after).unwrap();
     assert_tunnels_only("fabric", &fabric.stop().unwrap(), NONCE);
-    collect_garbage(&runtime);
+    runtime.collect_garbage().unwrap();
     runtime.check_empty().unwrap();
     drop(runtime);
     lab.finish().unwrap();
