@@ -16,6 +16,9 @@ const LIST: &str =
     r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge"},{"type":"portmap"}]}"#;
 const SINGLE: &str = r#"{"cniVersion":"1.0.0","name":"pods","type":"bridge"}"#;
 
+/// The agent's own configuration, a copy of the network's.
+const OWN: &str = "00--nodemesh.conflist";
+
 /// A container runtime's folders.
 struct Runtime {
     bin: PathBuf,
@@ -52,23 +55,31 @@ impl Runtime {
         fs::rename(new, self.conf.join(name)).unwrap();
     }
 
-    /// The entry at the end of a conflist.
-    fn entry(&self, name: &str) -> Option<Value> {
-        let text = fs::read_to_string(self.conf.join(name)).ok()?;
-        let list: Value = serde_json::from_str(&text).ok()?;
+    /// What a runtime takes: the first by name.
+    fn taken(&self) -> Option<Value> {
+        let entries = fs::read_dir(&self.conf).ok()?.flatten();
+        let paths = entries.map(|entry| entry.path());
+        let configurations = |path: &PathBuf| path.extension().is_some_and(|e| e != "new");
+        let first = paths.filter(configurations).min()?;
+        serde_json::from_str(&fs::read_to_string(first).ok()?).ok()
+    }
+
+    /// The entry at the end of that, which is of this network.
+    fn entry(&self, network: &str) -> Option<Value> {
+        let list = self.taken()?;
         let last = list["plugins"].as_array()?.last()?.clone();
-        (last["type"] == "nodemesh-cni").then_some(last)
+        (list["name"] == network && last["type"] == "nodemesh-cni").then_some(last)
     }
 
     fn binary(&self) -> PathBuf {
         self.bin.join("nodemesh-cni")
     }
 
-    fn wait_whole(&self, lab: &Lab, name: &str) {
-        let what = format!("the plugin in place, in {name}");
+    fn wait_whole(&self, lab: &Lab, network: &str) {
+        let what = format!("the plugin in place, in network {network}");
         let whole = wait::until_true(&what, wait::PATIENCE, || {
             let fault = lab.agent(0).unready(lab.node(0))?;
-            Ok(self.entry(name).is_some() && self.binary().is_file() && fault.is_none())
+            Ok(self.entry(network).is_some() && self.binary().is_file() && fault.is_none())
         });
         whole.unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tails()));
     }
@@ -89,20 +100,21 @@ fn writes(lab: &Lab, what: &str) -> f64 {
     lab.agent(0).metric(lab.node(0), name, &[&label]).unwrap()
 }
 
+/// Of another network than [`LIST`].
+fn network(name: &str) -> String {
+    LIST.replace("pods", name)
+}
+
 #[test]
 fn the_plugin_is_installed_and_put_back() {
     let runtime = Runtime::new();
-    runtime.write("20-other.conflist", LIST);
+    runtime.write("20-other.conflist", &network("other"));
     runtime.write("10-pods.conflist", LIST);
     let mut lab = lab(runtime.plan());
-    runtime.wait_whole(&lab, "10-pods.conflist");
-    assert_eq!(
-        fs::read_to_string(runtime.conf.join("20-other.conflist")).unwrap(),
-        LIST
-    );
+    runtime.wait_whole(&lab, "pods");
 
     // What is installed works, with what its entry says.
-    let entry = runtime.entry("10-pods.conflist").unwrap();
+    let entry = runtime.entry("pods").unwrap();
     let plugin = Plugin::installed(&runtime.binary(), &entry);
     lab.announce_pod(lab.pod(NEW), Stage::Pending).unwrap();
     let sandbox = Sandbox::of(lab.pod(NEW), "c-1").uid("uid-1");
@@ -112,36 +124,46 @@ fn the_plugin_is_installed_and_put_back() {
 
     let before = ["binary", "entry"].map(|what| writes(&lab, what));
     fs::remove_file(runtime.binary()).unwrap();
-    runtime.wait_whole(&lab, "10-pods.conflist");
-    runtime.write("10-pods.conflist", LIST);
-    runtime.wait_whole(&lab, "10-pods.conflist");
+    runtime.wait_whole(&lab, "pods");
+    fs::remove_file(runtime.conf.join(OWN)).unwrap();
+    runtime.wait_whole(&lab, "pods");
+    // What the network plugin's installer writes is followed, and takes nothing away meanwhile.
+    runtime.write("10-pods.conflist", &network("changed"));
+    runtime.wait_whole(&lab, "changed");
     // In place, and in two steps.
     fs::write(runtime.conf.join("10-pods.conflist"), "{\"plugins\":").unwrap();
     runtime.wait_fault(&lab, &["10-pods.conflist", "no JSON"]);
+    assert!(runtime.entry("changed").is_some(), "the last good copy");
     fs::write(runtime.conf.join("10-pods.conflist"), LIST).unwrap();
-    runtime.wait_whole(&lab, "10-pods.conflist");
+    runtime.wait_whole(&lab, "pods");
     // A configuration that comes before, of a single plugin.
-    runtime.write("05-single.conf", SINGLE);
-    runtime.wait_whole(&lab, "05-single.conflist");
-    assert!(!runtime.conf.join("05-single.conf").exists());
+    runtime.write("05-single.conf", &SINGLE.replace("pods", "single"));
+    runtime.wait_whole(&lab, "single");
     let after = ["binary", "entry"].map(|what| writes(&lab, what));
     assert!(
-        after[0] > before[0] && after[1] > before[1] + 1.0,
+        after[0] > before[0] && after[1] > before[1] + 2.0,
         "{before:?} {after:?}"
     );
 
-    // Without a supervisor it stays, and pods are refused.
+    // Without a supervisor it stays whatever is written, and pods are refused.
     lab.agent_mut(0).0.daemon.kill9().unwrap();
-    assert!(runtime.entry("05-single.conflist").is_some() && runtime.binary().is_file());
+    runtime.write("05-single.conf", SINGLE);
+    runtime.write("00-first.conflist", LIST);
+    assert!(runtime.entry("single").is_some() && runtime.binary().is_file());
     let refused = Plugin::installed(&runtime.binary(), &entry);
     assert_eq!(refused.run("ADD", &sandbox).unwrap().code(), 11);
     lab.finish().unwrap();
-    for name in ["10-pods.conflist", "20-other.conflist"] {
-        assert!(runtime.entry(name).is_none(), "{name}");
+    let mut left: Vec<_> = fs::read_dir(&runtime.conf).unwrap().flatten().collect();
+    left.sort_by_key(fs::DirEntry::path);
+    let left: Vec<_> = left.iter().map(fs::DirEntry::file_name).collect();
+    let others = ["00-first", "05-single", "10-pods", "20-other"];
+    assert_eq!(left.len(), others.len(), "{left:?}");
+    for (name, other) in left.iter().zip(others) {
+        assert!(name.to_string_lossy().starts_with(other), "{left:?}");
     }
     assert_eq!(
-        fs::read_to_string(runtime.conf.join("05-single.conf")).unwrap(),
-        SINGLE
+        fs::read_to_string(runtime.conf.join("20-other.conflist")).unwrap(),
+        network("other")
     );
     assert!(!runtime.binary().exists());
 }
@@ -194,16 +216,16 @@ fn a_full_disk_and_a_folder_that_can_not_be_written_are_told_and_healed() {
         .is_ok()
     {}
     let lab = lab(runtime.plan());
-    runtime.wait_fault(&lab, &["10-pods.conflist", "No space left"]);
+    runtime.wait_fault(&lab, &[OWN, "No space left"]);
     assert_eq!(
         fs::read_to_string(runtime.conf.join("10-pods.conflist")).unwrap(),
         LIST
     );
     fs::remove_file(filler).unwrap();
-    runtime.wait_whole(&lab, "10-pods.conflist");
+    runtime.wait_whole(&lab, "pods");
 
     runtime.write("10-pods.conflist", LIST);
-    runtime.wait_whole(&lab, "10-pods.conflist");
+    runtime.wait_whole(&lab, "pods");
     fs::remove_file(runtime.conf.join("10-pods.conflist")).unwrap();
     runtime.wait_fault(&lab, &["no network configuration"]);
     runtime.write("10-pods.conflist", &LIST.replace("1.0.0", "0.2.0"));
@@ -213,8 +235,8 @@ fn a_full_disk_and_a_folder_that_can_not_be_written_are_told_and_healed() {
     assert!(fault.is_string(), "{fault}");
     small.read_only(false);
     runtime.write("10-pods.conflist", LIST);
-    runtime.wait_whole(&lab, "10-pods.conflist");
+    runtime.wait_whole(&lab, "pods");
     // Nothing half written is left.
     let left: Vec<_> = fs::read_dir(&runtime.conf).unwrap().flatten().collect();
-    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(left.len(), 2, "{left:?}");
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use mesh_lab::runtime::pods::new_uid;
+use mesh_lab::runtime::pods::{NOT_READY, new_uid};
 use mesh_lab::runtime::{Runtime, Sandbox};
 use mesh_lab::{Lab, PodSpec, programs, wait};
 use serde_json::json;
@@ -11,8 +11,6 @@ use crate::{CALLS, plan, say, serve};
 
 const NONCE: &str = "in-clear-in-a-first-packet";
 const PLUGIN: &str = "nodemesh-cni";
-/// A sandbox's state.
-const NOT_READY: i32 = 1;
 
 /// Puts the plugin and its entry in place, and waits until the runtime has read it.
 pub(crate) fn chain(lab: &Lab, runtime: &Runtime, node: usize) {
@@ -27,7 +25,7 @@ pub(crate) fn chain(lab: &Lab, runtime: &Runtime, node: usize) {
         .folders
         .write_conflist(&runtime.network, &[entry])
         .unwrap();
-    chained(runtime);
+    runtime.wait_for_plugin(PLUGIN).unwrap();
 }
 
 /// A new pod as a kubelet makes it: the API has it, bound to its node, before its sandbox is made,
@@ -65,17 +63,6 @@ pub(crate) fn refused_as(
         sandboxes.iter().all(|sandbox| sandbox.state == NOT_READY),
         "{sandboxes:?}"
     );
-}
-
-/// What a kubelet does now and then: a sandbox whose making failed may be there still, for the
-/// plugins that take its network away are those that failed.
-pub(crate) fn collect_garbage(runtime: &Runtime) {
-    for sandbox in runtime.cri.sandboxes().unwrap() {
-        if sandbox.state == NOT_READY {
-            runtime.cri.stop_sandbox(&sandbox.id).unwrap();
-            runtime.cri.remove_sandbox(&sandbox.id).unwrap();
-        }
-    }
 }
 
 #[test]
@@ -168,18 +155,10 @@ fn no_pod_starts_without_its_agent() {
     refused(&lab, &runtime, &spec, &[PLUGIN]);
     chain(&lab, &runtime, 0);
     works(&lab, &runtime, &spec);
-    collect_garbage(&runtime);
+    runtime.collect_garbage().unwrap();
     runtime.check_empty().unwrap();
     drop(runtime);
     lab.finish().unwrap();
-}
-
-/// Waits until the runtime uses the plugin.
-fn chained(runtime: &Runtime) {
-    wait::until_true("the runtime to use the plugin", wait::PATIENCE, || {
-        Ok(runtime.cri.network_in_use()?.contains(PLUGIN))
-    })
-    .unwrap();
 }
 
 #[test]
@@ -188,10 +167,10 @@ fn what_others_take_away_comes_back() {
         .agent_option("--cni-bin-dir", "{folder}/runtime/bin")
         .agent_option("--cni-conf-dir", "{folder}/runtime/conf");
     let mut lab = Lab::with_mesh(plan).unwrap();
-    let runtime = Runtime::start(&lab, 0, 8).unwrap();
+    let mut runtime = Runtime::start(&lab, 0, 8).unwrap();
     let spec = PodSpec::new("shop", "client");
     let program = runtime.folders.plugins().join(PLUGIN);
-    chained(&runtime);
+    runtime.wait_for_plugin(PLUGIN).unwrap();
     works(&lab, &runtime, &spec);
 
     fs::remove_file(&program).unwrap();
@@ -206,11 +185,19 @@ fn what_others_take_away_comes_back() {
         .folders
         .write_conflist(&runtime.network, &[])
         .unwrap();
-    wait::until_true("the entry", wait::PATIENCE, || {
-        Ok(fs::read_to_string(runtime.folders.conflist())?.contains(PLUGIN))
-    })
-    .unwrap();
-    chained(&runtime);
+    works(&lab, &runtime, &spec);
+
+    // While the agent is away as well; and the runtime is another one, which knows nothing of before.
+    lab.agent_mut(0).0.daemon.terminate().unwrap();
+    runtime
+        .folders
+        .write_conflist(&runtime.network, &[])
+        .unwrap();
+    runtime.daemon.terminate().unwrap();
+    runtime.start_again(lab.node(0)).unwrap();
+    refused(&lab, &runtime, &spec, &[PLUGIN, "agent"]);
+    let (agent, host) = lab.agent_mut(0);
+    agent.start(host).unwrap();
     works(&lab, &runtime, &spec);
 
     // While the agent is away, nobody puts anything back: the pod has to wait.
@@ -224,7 +211,7 @@ fn what_others_take_away_comes_back() {
     })
     .unwrap();
     works(&lab, &runtime, &spec);
-    collect_garbage(&runtime);
+    runtime.collect_garbage().unwrap();
     runtime.check_empty().unwrap();
     drop(runtime);
     lab.finish().unwrap();

@@ -40,24 +40,20 @@ fn write(conflist: &Value) -> String {
     format!("{conflist:#}\n")
 }
 
-/// The conflist with the entry at its end, and nowhere else; `None` if that is how it is.
-pub(super) fn with_entry(text: &str, entry: &Value) -> Result<Option<String>, ConflistError> {
+/// The conflist with the entry at its end, and nowhere else.
+pub(super) fn with_entry(text: &str, entry: &Value) -> Result<String, ConflistError> {
     let mut conflist = parse(text)?;
     let version = conflist["cniVersion"].as_str().unwrap_or_default();
     if !VERSIONS.contains(&version) {
         return Err(ConflistError::Version(version.to_owned()));
     }
     let plugins = plugins(&mut conflist)?;
-    let ours = plugins.iter().filter(|plugin| is_ours(plugin)).count();
-    if ours == 1 && plugins.last() == Some(entry) {
-        return Ok(None);
-    }
     plugins.retain(|plugin| !is_ours(plugin));
     if plugins.is_empty() {
         return Err(ConflistError::NoPlugins);
     }
     plugins.push(entry.clone());
-    Ok(Some(write(&conflist)))
+    Ok(write(&conflist))
 }
 
 /// The conflist without the entry; `None` if it has none.
@@ -112,9 +108,9 @@ mod tests {
 
     #[test]
     fn the_entry_is_the_last_and_the_only_one() {
-        let text = with_entry(BRIDGE, &ours()).unwrap().unwrap();
+        let text = with_entry(BRIDGE, &ours()).unwrap();
         assert_eq!(types(&text), ["bridge", "portmap", ENTRY_TYPE]);
-        assert_eq!(with_entry(&text, &ours()).unwrap(), None);
+        assert_eq!(with_entry(&text, &ours()).unwrap(), text);
         // Somebody has put another behind it, or it twice, or it is one of an earlier agent.
         let mut conflist: Value = serde_json::from_str(&text).unwrap();
         let old = json!({"type": ENTRY_TYPE, "timeoutMs": 1});
@@ -123,7 +119,7 @@ mod tests {
             .unwrap()
             .push(json!({"type": "tuning"}));
         conflist["plugins"].as_array_mut().unwrap().push(old);
-        let again = with_entry(&conflist.to_string(), &ours()).unwrap().unwrap();
+        let again = with_entry(&conflist.to_string(), &ours()).unwrap();
         assert_eq!(types(&again), ["bridge", "portmap", "tuning", ENTRY_TYPE]);
         // Taken out, all is as it was.
         let without = without_entry(&text).unwrap().unwrap();
@@ -156,7 +152,7 @@ mod tests {
     fn a_single_configuration_becomes_a_list() {
         let single = r#"{"cniVersion":"0.4.0","name":"pods","type":"bridge","mtu":9000}"#;
         let list = of_single(single).unwrap();
-        let text = with_entry(&list, &ours()).unwrap().unwrap();
+        let text = with_entry(&list, &ours()).unwrap();
         assert_eq!(types(&text), ["bridge", ENTRY_TYPE]);
         let list: Value = serde_json::from_str(&list).unwrap();
         assert_eq!(

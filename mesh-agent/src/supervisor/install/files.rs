@@ -13,8 +13,11 @@ use crate::cni::ENTRY_TYPE;
 /// What runtimes read in their folder, in the order of names
 /// (`libcni.ConfFiles`).
 const CONFIG_EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
-/// What a single plugin's configuration is called after it has become a conflist: no runtime
-/// reads it.
+/// The agent's own configuration: a copy of the network's, with the entry at its end. Runtimes take the
+/// first by name, and digits and letters come after `-`. What the network plugin's installer writes, it
+/// writes to another file, so nothing that it does takes the entry away.
+pub(super) const OWN: &str = "00--nodemesh.conflist";
+/// What agents before this one called a single plugin's configuration that they had made a conflist of.
 const SET_ASIDE: &str = ".nodemesh-aside";
 /// Longest configuration that is read, in bytes.
 const MAX_CONFIG: u64 = 1024 * 1024;
@@ -31,11 +34,15 @@ pub(super) enum FilesError {
     },
     #[error("{0} has no network configuration (yet): a network plugin's installer puts one there")]
     NoNetwork(PathBuf),
-    #[error("{path} can't get the entry {ENTRY_TYPE}: {source}")]
+    #[error("{path} can't be copied with the entry {ENTRY_TYPE}: {source}")]
     Conflist {
         path: PathBuf,
         source: ConflistError,
     },
+    #[error(
+        "{first} comes before {OWN} by name, so runtimes take it, and it has no entry {ENTRY_TYPE}: give it a name that begins with a digit from 1 on"
+    )]
+    Before { first: PathBuf },
 }
 
 fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FilesError {
@@ -112,30 +119,48 @@ fn is_same(plugin: &Path, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Puts the entry into the configuration that runtimes take, the first by name. Which file that
-/// is, and whether it had to be changed.
+/// Copies the configuration that runtimes would take, the first by name, to the agent's own, with the
+/// entry at its end. Which file was copied, and whether anything had to be written.
+///
+/// What can't be copied leaves the last copy as it is; where there is no network any more, there is no
+/// copy of it.
 pub(super) fn put_entry(folder: &Path, entry: &Value) -> Result<(PathBuf, bool), FilesError> {
-    let path = first_config(folder)?;
-    let fault = |source| FilesError::Conflist {
-        path: path.clone(),
-        source,
+    let own = folder.join(OWN);
+    let mut others = list(folder)?;
+    others.retain(|path| *path != own);
+    others.sort();
+    let Some(first) = others.first().cloned() else {
+        remove(&own)?;
+        return Err(FilesError::NoNetwork(folder.to_owned()));
     };
-    let text = read(&path)?;
-    if path.extension().is_some_and(|e| e == "conflist") {
-        let changed = conflist::with_entry(&text, entry).map_err(fault)?;
-        if let Some(text) = &changed {
-            replace_config(&path, text)?;
-        }
-        return Ok((path, changed.is_some()));
+    let text = read(&first)?;
+    let is_list = first.extension().is_some_and(|e| e == "conflist");
+    let copy = match is_list {
+        true => conflist::with_entry(&text, entry),
+        false => conflist::of_single(&text).and_then(|list| conflist::with_entry(&list, entry)),
+    };
+    let copy = copy.map_err(|source| FilesError::Conflist {
+        path: first.clone(),
+        source,
+    })?;
+    let changed = read(&own).ok().as_ref() != Some(&copy);
+    if changed {
+        replace_config(&own, &first, &copy)?;
     }
-    let list = conflist::of_single(&text).map_err(fault)?;
-    let list = conflist::with_entry(&list, entry).map_err(fault)?;
-    let new = path.with_extension("conflist");
-    replace_config(&new, &list.unwrap_or_default())?;
-    // It comes before the list, by name: without it the list is what counts.
-    let aside = beside(&path, SET_ASIDE);
-    fs::rename(&path, &aside).map_err(file("setting aside", &path))?;
-    Ok((new, true))
+    // An agent before this one has put it there.
+    for path in others.iter().filter(|path| has_entry(path)) {
+        take_entry_out(path)?;
+    }
+    match first < own {
+        true => Err(FilesError::Before { first }),
+        false => Ok((first, changed)),
+    }
+}
+
+fn has_entry(path: &Path) -> bool {
+    let is_list = path.extension().is_some_and(|e| e == "conflist");
+    let text = read(path).unwrap_or_default();
+    is_list && matches!(conflist::without_entry(&text), Ok(Some(_)))
 }
 
 /// Takes entry and binary out of the folders, wherever they are. Everything that can be taken out is;
@@ -144,24 +169,27 @@ pub(super) fn take_out(binaries: &Path, configs: &Path) -> Vec<FilesError> {
     let mut faults = Vec::new();
     match list(configs) {
         Ok(found) => {
-            let lists = found
-                .iter()
-                .filter(|p| p.extension().is_some_and(|e| e == "conflist"));
-            faults.extend(lists.filter_map(|path| take_entry_out(path).err()));
+            let own = configs.join(OWN);
+            let entered = found.iter().filter(|p| **p != own && has_entry(p));
+            faults.extend(entered.filter_map(|path| take_entry_out(path).err()));
+            // Last: others are taken from then on.
+            faults.extend(remove(&own).err());
         }
         // Where there is no folder there is no entry.
         Err(FilesError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
         Err(e) => faults.push(e),
     }
     // After the entry, or pods would be refused for want of it.
-    let binary = binaries.join(ENTRY_TYPE);
-    match fs::remove_file(&binary) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            faults.push(file("removing", &binary)(e));
-        }
-        _ => {}
-    }
+    faults.extend(remove(&binaries.join(ENTRY_TYPE)).err());
     faults
+}
+
+/// What isn't there is removed already.
+fn remove(path: &Path) -> Result<(), FilesError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(file("removing", path)(e)),
+        _ => Ok(()),
+    }
 }
 
 fn take_entry_out(path: &Path) -> Result<(), FilesError> {
@@ -177,14 +205,7 @@ fn take_entry_out(path: &Path) -> Result<(), FilesError> {
             return fs::remove_file(path).map_err(file("removing", path));
         }
     }
-    replace_config(path, &text)
-}
-
-fn first_config(folder: &Path) -> Result<PathBuf, FilesError> {
-    let mut found = list(folder)?;
-    found.sort();
-    let first = found.into_iter().next();
-    first.ok_or_else(|| FilesError::NoNetwork(folder.to_owned()))
+    replace_config(path, path, &text)
 }
 
 fn list(folder: &Path) -> Result<Vec<PathBuf>, FilesError> {
@@ -205,9 +226,9 @@ fn read(path: &Path) -> Result<String, FilesError> {
     Ok(text)
 }
 
-/// With the mode of the one before.
-fn replace_config(path: &Path, text: &str) -> Result<(), FilesError> {
-    let mode = fs::metadata(path).map_or(0o644, |found| found.mode() & 0o777);
+/// With the mode of that one: a configuration may have secrets in it.
+fn replace_config(path: &Path, like: &Path, text: &str) -> Result<(), FilesError> {
+    let mode = fs::metadata(like).map_or(0o600, |found| found.mode() & 0o777);
     replace(path, text.as_bytes(), mode).map_err(file("writing", path))
 }
 

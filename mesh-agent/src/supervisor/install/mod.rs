@@ -1,9 +1,11 @@
-//! Keeps the CNI plugin where the container runtime finds it: its binary in one folder, its entry
-//! in the configuration of the pods' network in another. Installers of network plugins write that
-//! anew whenever they like: the folders are watched.
+//! Keeps the CNI plugin where the container runtime finds it: its binary in one folder, its entry in
+//! another, in a configuration of the agent's own. That is a copy of the pods' network's, and comes
+//! before it by name. Installers of network plugins write theirs anew whenever they like: the folders
+//! are watched, and the copy follows.
 //!
-//! While a supervisor is away, the entry stays and pods are refused. What can't be put in place is
-//! told, and the agent is not ready: pods that start then are not enrolled before they run.
+//! While a supervisor is away, the copy stays, whatever others write, and pods are refused. What can't be
+//! put in place is told, and the agent is not ready: pods that start then may not be enrolled before they
+//! run.
 
 mod conflist;
 mod files;
@@ -117,8 +119,12 @@ impl Installer {
         // First: an entry without a binary would refuse every pod.
         let binary = files::put_binary(&self.plugin, &self.folders.bin, &mut self.binary)?;
         self.changed_to("binary", binary, &self.folders.bin.join(ENTRY_TYPE));
-        let (config, entry) = files::put_entry(&self.folders.conf, &self.entry)?;
-        self.changed_to("entry", entry, &config);
+        let (network, entry) = files::put_entry(&self.folders.conf, &self.entry)?;
+        let own = self.folders.conf.join(files::OWN);
+        self.changed_to("entry", entry, &own);
+        if entry {
+            tracing::info!(network = %network.display(), "pods' networks are made as this one says, and enrolled");
+        }
         self.settled = true;
         Ok(())
     }
@@ -132,7 +138,7 @@ impl Installer {
         match self.settled {
             false => tracing::info!(%path, what, "the CNI plugin is installed"),
             true => {
-                tracing::warn!(%path, what, "somebody has changed the CNI plugin's installation: put back");
+                tracing::warn!(%path, what, "the CNI plugin's installation was changed, or the network's configuration: written anew");
             }
         }
     }
