@@ -16,3 +16,26 @@ pub struct Case {
     /// The test. With two nodes it runs on both at once.
     pub run: fn(&Guest) -> anyhow::Result<()>,
 }
+
+/// Topic of cases about a container runtime, which guests of no other case have.
+const RUNTIME: &str = "runtime";
+/// Topics of cases that are not about the kernel: one is enough for them.
+const ON_ONE_KERNEL: [&str; 1] = [RUNTIME];
+
+impl Case {
+    fn topic(&self) -> &str {
+        self.name.split('/').next().unwrap_or(self.name)
+    }
+
+    /// Whether its machines have a disk, and the programs of a container runtime.
+    #[must_use]
+    pub fn has_runtime(&self) -> bool {
+        self.topic() == RUNTIME
+    }
+
+    /// Whether it is run on one kernel alone.
+    #[must_use]
+    pub fn on_one_kernel(&self) -> bool {
+        ON_ONE_KERNEL.contains(&self.topic())
+    }
+}

@@ -12,6 +12,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::wire::{Asked, PORT, Said};
 
+/// What the kernel does at once when this letter is written to it (sysrq).
+const BOOT: &str = "b";
+
 /// How long the other node may take to tell something, on machines that are emulated.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -19,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 #[derive(Debug)]
 pub struct Guest {
     node: u8,
+    boot: u32,
     port: Mutex<File>,
     told: Arc<(Mutex<BTreeMap<String, String>>, Condvar)>,
 }
@@ -50,12 +54,13 @@ impl Guest {
         };
         write_line(&port, &hello)?;
         let first = lines.next().context("the host closed the line")??;
-        let Asked::Run { node, cases } = serde_json::from_str(&first)? else {
+        let Asked::Run { node, boot, cases } = serde_json::from_str(&first)? else {
             bail!("the host said {first} first");
         };
         let told = Arc::new((Mutex::default(), Condvar::new()));
         let guest = Self {
             node,
+            boot,
             port: Mutex::new(port),
             told: told.clone(),
         };
@@ -76,6 +81,25 @@ impl Guest {
     #[must_use]
     pub fn node(&self) -> u8 {
         self.node
+    }
+
+    /// How often the machine has booted again, of itself: 0 at first.
+    #[must_use]
+    pub fn boot(&self) -> u32 {
+        self.boot
+    }
+
+    /// Boots the machine again, with everything running as it is: what is on its disk stays, and what
+    /// was told. The case begins once more then.
+    ///
+    /// # Errors
+    /// If the kernel does not do it.
+    pub fn reboot(&self) -> Result<()> {
+        self.say(&Said::Reboots);
+        // An orderly system writes out what it has; nothing is ended or unmounted.
+        nix::unistd::sync();
+        fs::write("/proc/sysrq-trigger", BOOT)?;
+        bail!("the kernel did not boot the machine");
     }
 
     /// Says what happens, for the log.

@@ -41,6 +41,8 @@ pub enum Said {
         /// It.
         value: String,
     },
+    /// It is about to boot again, in the middle of its case, which is then asked for once more.
+    Reboots,
     /// All cases have ended.
     Bye,
 }
@@ -52,6 +54,8 @@ pub enum Asked {
     Run {
         /// 0 or 1.
         node: u8,
+        /// How often it has booted again.
+        boot: u32,
         /// Names of cases, and of a suite's tests as `<suite>::<test>`.
         cases: Vec<String>,
     },

@@ -15,7 +15,13 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 /// Loaded at once: the devices of the machine. The kernel asks for the others by itself.
-const MODULES: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_net", "nf_tables"];
+const MODULES: [&str; 5] = [
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_console",
+    "virtio_net",
+    "nf_tables",
+];
 /// I/O port of QEMU's `isa-debug-exit`: writing `n` ends QEMU with status `2n + 1`.
 const EXIT_PORT: libc::c_ushort = 0x501;
 /// The guest's runner has said all it had to.

@@ -8,6 +8,7 @@ mod doomed;
 mod missing;
 mod nodes;
 mod programs;
+mod runtime;
 mod upgrade;
 
 use crate::Case;
@@ -22,6 +23,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         missing::CASES,
         nodes::CASES,
         programs::CASES,
+        runtime::CASES,
         upgrade::CASES,
     ]
     .into_iter()

@@ -22,6 +22,9 @@ const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_console",
     "virtio_net",
+    "virtio_blk",
+    "ext4",
+    "crc32c_generic",
     "veth",
     "bridge",
     "macvlan",
@@ -120,7 +123,8 @@ impl Archive {
         self.files.insert(path.to_owned(), entry);
     }
 
-    fn text(&mut self, path: &str, text: &str) {
+    /// Adds a file of this content.
+    pub(super) fn text(&mut self, path: &str, text: &str) {
         self.put(path, Entry::Text(text.to_owned()));
     }
 

@@ -28,6 +28,8 @@ pub(super) struct Parts<'a> {
     pub(super) kernel_args: &'a str,
     /// Its tap device and which node it is, on a network of two.
     pub(super) tap: Option<(&'a str, u8)>,
+    /// The file that is its disk.
+    pub(super) disk: Option<&'a Path>,
     /// The console is this terminal.
     pub(super) interactive: bool,
 }
@@ -200,6 +202,16 @@ fn qemu(parts: &Parts<'_>, socket: &Path, console: &Path) -> Command {
                 "virtio-net-pci,netdev=net,mac=52:54:00:00:00:{:02x}",
                 node + 1
             ));
+    }
+    if let Some(disk) = parts.disk {
+        // Its data outlive the guest, not this machine.
+        command
+            .arg("-drive")
+            .arg(format!(
+                "file={},format=raw,if=none,id=disk,cache=unsafe",
+                disk.display()
+            ))
+            .args(["-device", "virtio-blk-pci,drive=disk"]);
     }
     // A machine doesn't outlive who started it.
     let die = || nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into);

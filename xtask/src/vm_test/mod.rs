@@ -1,6 +1,7 @@
 //! `cargo xtask vm-test`: cases on stock kernels, in virtual machines.
 
 mod checked;
+mod disk;
 mod initramfs;
 mod kernels;
 mod machine;
@@ -9,7 +10,7 @@ mod run;
 mod selfcheck;
 mod table;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use mesh_lab::programs::{self, Program};
-use mesh_vm_tests::cases;
 use mesh_vm_tests::suite::SUITES;
+use mesh_vm_tests::{Case, cases};
 
 use initramfs::Archive;
 use kernels::{Fetched, KERNELS, Kernel};
@@ -51,6 +52,13 @@ pub(crate) const PROGRAMS: &[Program] = &[
         name: "xz",
         package: "xz-utils",
     },
+    Program {
+        name: "mke2fs",
+        package: "e2fsprogs",
+    },
+    programs::CONTAINERD,
+    programs::RUNC,
+    programs::CNI_PLUGINS,
     programs::IP,
     programs::CURL,
     programs::NGINX,
@@ -83,7 +91,7 @@ pub(crate) struct VmTestArgs {
     no_build: bool,
     /// Write the table of kernels and cases to this file, in Markdown
     #[arg(long, value_name = "FILE")]
-    table: Option<std::path::PathBuf>,
+    table: Option<PathBuf>,
 }
 
 impl VmTestArgs {
@@ -124,16 +132,21 @@ impl VmTestArgs {
 struct Group {
     nodes: u8,
     kernel_args: &'static str,
+    /// With disks, and the programs of a container runtime.
+    runtime: bool,
     cases: Vec<(String, Duration)>,
 }
 
 impl Group {
-    /// What of it is for a kernel.
-    fn on(&self, kernel: &Kernel) -> Self {
-        let cases = self.cases.iter().filter(|(name, _)| kernel.is_for(name));
+    /// What of it is for a kernel, of which one is the `last`.
+    fn on(&self, kernel: &Kernel, last: bool) -> Self {
+        let on_one = |name: &str| cases::find(name).is_some_and(Case::on_one_kernel);
+        let is_for = |name: &str| kernel.is_for(name) && (last || !on_one(name));
+        let cases = self.cases.iter().filter(|(name, _)| is_for(name));
         Self {
             nodes: self.nodes,
             kernel_args: self.kernel_args,
+            runtime: self.runtime,
             cases: cases.cloned().collect(),
         }
     }
@@ -163,22 +176,39 @@ pub(crate) fn run(workspace: &Path, args: &VmTestArgs) -> Result<()> {
     );
     let folder = workspace.join("target/vm");
     let mut booted = Vec::new();
-    for kernel in kernels {
+    let last = kernels.len() - 1;
+    for (n, kernel) in kernels.into_iter().enumerate() {
         let fetched = kernels::fetch(&folder.join("kernels"), kernel)
             .with_context(|| format!("fetching kernel {}", kernel.series))?;
-        let initramfs = folder.join(format!("{}.cpio", fetched.release));
-        let mut archive = Archive::new();
-        payload.add_to(&mut archive)?;
-        archive.modules(&fetched)?;
-        archive.write(&initramfs)?;
-        booted.push((kernel, fetched, initramfs));
+        let on_it: Vec<Group> = groups
+            .iter()
+            .map(|group| group.on(kernel, n == last))
+            .collect();
+        let write = |name: String, runtime: bool| -> Result<PathBuf> {
+            let initramfs = folder.join(name);
+            let mut archive = Archive::new();
+            payload.add_to(&mut archive)?;
+            if runtime {
+                payload::add_runtime(&mut archive)?;
+            }
+            archive.modules(&fetched)?;
+            archive.write(&initramfs)?;
+            Ok(initramfs)
+        };
+        let initramfs = write(format!("{}.cpio", fetched.release), false)?;
+        let wanted = |group: &Group| group.runtime && !group.cases.is_empty();
+        let with_runtime = match on_it.iter().any(wanted) {
+            true => write(format!("{}-runtime.cpio", fetched.release), true)?,
+            false => initramfs.clone(),
+        };
+        booted.push((on_it, fetched, [initramfs, with_runtime]));
     }
-    let jobs: Vec<Job<'_>> = groups
+    let jobs: Vec<Job<'_>> = booted
         .iter()
-        .flat_map(|group| {
-            booted
+        .flat_map(|(groups, fetched, initramfs)| {
+            groups
                 .iter()
-                .map(move |(kernel, fetched, initramfs)| (group.on(kernel), fetched, initramfs))
+                .map(move |group| (group, fetched, &initramfs[usize::from(group.runtime)]))
         })
         .filter(|(group, ..)| !group.cases.is_empty())
         .enumerate()
@@ -207,7 +237,7 @@ pub(crate) fn run(workspace: &Path, args: &VmTestArgs) -> Result<()> {
 fn job<'a>(
     folder: &Path,
     number: usize,
-    group: Group,
+    group: &'a Group,
     kernel: &'a Fetched,
     initramfs: &'a Path,
     keep: bool,
@@ -218,7 +248,8 @@ fn job<'a>(
         initramfs,
         nodes: group.nodes,
         kernel_args: group.kernel_args,
-        cases: group.cases,
+        disks: group.runtime,
+        cases: group.cases.clone(),
         folder: folder.join(format!("job{number}")),
         keep,
         quiet: false,
@@ -259,32 +290,34 @@ fn run_all(jobs: &[Job<'_>]) -> Result<Vec<(String, Done)>> {
 /// The cases that are wanted, by what boot they need.
 fn groups(payload: &Payload, args: &VmTestArgs) -> Result<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
-    let mut add = |nodes: u8, kernel_args: &'static str, name: String, timeout_s: u64| {
-        if !args.wants(&name) {
+    let mut add = |like: Group| {
+        let wanted = like.cases.iter().all(|(name, _)| args.wants(name));
+        if !wanted {
             return;
         }
-        let case = (name, Duration::from_secs(timeout_s));
-        let same = |group: &&mut Group| group.nodes == nodes && group.kernel_args == kernel_args;
-        match groups.iter_mut().find(same) {
-            Some(group) => group.cases.push(case),
-            None => groups.push(Group {
-                nodes,
-                kernel_args,
-                cases: vec![case],
-            }),
+        let boot = |group: &Group| (group.nodes, group.kernel_args, group.runtime);
+        match groups.iter_mut().find(|group| boot(group) == boot(&like)) {
+            Some(group) => group.cases.extend(like.cases),
+            None => groups.push(like),
         }
     };
     for case in cases::all() {
-        add(
-            case.nodes,
-            case.kernel_args,
-            case.name.to_owned(),
-            case.timeout_s,
-        );
+        add(Group {
+            nodes: case.nodes,
+            kernel_args: case.kernel_args,
+            runtime: case.has_runtime(),
+            cases: vec![(case.name.to_owned(), Duration::from_secs(case.timeout_s))],
+        });
     }
     for suite in SUITES {
         for test in payload.tests_of(suite)? {
-            add(1, "", format!("{}::{test}", suite.name), suite.timeout_s);
+            let name = format!("{}::{test}", suite.name);
+            add(Group {
+                nodes: 1,
+                kernel_args: "",
+                runtime: false,
+                cases: vec![(name, Duration::from_secs(suite.timeout_s))],
+            });
         }
     }
     Ok(groups)

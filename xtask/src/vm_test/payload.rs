@@ -20,11 +20,36 @@ const BINARIES: &[&str] = &[
     "mesh-control",
     "meshctl",
     "mesh-lab-app",
+    "nodemesh-cni",
 ];
 /// Of this machine.
 const PROGRAMS: &[&str] = &[
     "kmod", "busybox", "ip", "tc", "ss", "nft", "curl", "nginx", "openssl",
 ];
+
+/// Of this machine, for a container runtime: it, what it starts containers with, what the lab makes its
+/// image with, and the plugins of the pods' network.
+const RUNTIME: &[&str] = &[
+    "containerd",
+    "containerd-shim-runc-v2",
+    "ctr",
+    "runc",
+    "tar",
+    "sha256sum",
+    // iproute2 has a `bridge` too.
+    "/usr/lib/cni/bridge",
+    "/usr/lib/cni/host-local",
+    "/usr/lib/cni/loopback",
+];
+
+/// Puts what a container runtime takes into an archive.
+pub(super) fn add_runtime(archive: &mut Archive) -> Result<()> {
+    // Which it copies into pods.
+    archive.text("etc/resolv.conf", "");
+    RUNTIME
+        .iter()
+        .try_for_each(|name| archive.system_program(name))
+}
 
 /// The files.
 pub(super) struct Payload {

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use mesh_vm_tests::wire::{Asked, Outcome, Said};
 use nix::sched::{CloneFlags, unshare};
 
+use super::disk;
 use super::machine::{Event, Machine, Parts};
 use crate::exec;
 
@@ -29,6 +30,8 @@ pub(super) struct Job<'a> {
     pub(super) initramfs: &'a Path,
     pub(super) nodes: u8,
     pub(super) kernel_args: &'a str,
+    /// The machines have disks, which outlive their boots.
+    pub(super) disks: bool,
     /// Names and time-outs.
     pub(super) cases: Vec<(String, Duration)>,
     /// For sockets and logs.
@@ -103,23 +106,21 @@ fn boot(job: &Job<'_>, left: &mut VecDeque<(String, Duration)>, done: &mut Done)
     let (sender, events) = mpsc::channel();
     let mut machines = Vec::new();
     for node in 0..job.nodes {
-        let parts = Parts {
-            vmlinux: job.vmlinux,
-            initramfs: job.initramfs,
-            kernel_args: job.kernel_args,
-            tap: (job.nodes > 1).then(|| (TAPS[usize::from(node)], node)),
-            interactive: job.keep && node == 0,
-        };
-        let folder = job.folder.join(format!("node{node}"));
-        machines.push(Machine::start(&folder, node, &parts, sender.clone())?);
+        if job.disks {
+            disk::make(&disk_of(job, node))?;
+        }
+        machines.push(power_on(job, node, 0, sender.clone())?);
     }
-    drop(sender);
     let mut course = Course {
         job,
         machines,
+        events: sender,
         ended: BTreeMap::new(),
         byes: BTreeSet::new(),
         running: None,
+        told: BTreeMap::new(),
+        boots: vec![0; usize::from(job.nodes)],
+        rebooting: BTreeSet::new(),
     };
     let mut deadline = Instant::now() + BOOT_PATIENCE;
     loop {
@@ -139,6 +140,10 @@ fn boot(job: &Job<'_>, left: &mut VecDeque<(String, Duration)>, done: &mut Done)
                 }
             },
             Ok(Event::Gone(node)) if course.byes.contains(&node) => None,
+            Ok(Event::Gone(node)) if course.rebooting.remove(&node) => {
+                course.power_on_again(node)?;
+                None
+            }
             Ok(Event::Gone(node)) => {
                 let how = course.machines[usize::from(node)].ended();
                 Some((node, format!("the machine of node {node} went down: {how}")))
@@ -150,6 +155,28 @@ fn boot(job: &Job<'_>, left: &mut VecDeque<(String, Duration)>, done: &mut Done)
             return course.went_down(node, &what, left, done);
         }
     }
+}
+
+fn disk_of(job: &Job<'_>, node: u8) -> PathBuf {
+    job.folder.join(format!("disk{node}"))
+}
+
+/// Starts a node's machine, whose logs go to a folder of that boot.
+fn power_on(job: &Job<'_>, node: u8, boot: u32, events: Sender<Event>) -> Result<Machine> {
+    let disk = job.disks.then(|| disk_of(job, node));
+    let parts = Parts {
+        vmlinux: job.vmlinux,
+        initramfs: job.initramfs,
+        kernel_args: job.kernel_args,
+        tap: (job.nodes > 1).then(|| (TAPS[usize::from(node)], node)),
+        disk: disk.as_deref(),
+        interactive: job.keep && node == 0,
+    };
+    let name = match boot {
+        0 => format!("node{node}"),
+        boot => format!("node{node}-boot{boot}"),
+    };
+    Machine::start(&job.folder.join(name), node, &parts, events)
 }
 
 /// What a node said of a case.
@@ -164,14 +191,32 @@ enum Next {
 struct Course<'a> {
     job: &'a Job<'a>,
     machines: Vec<Machine>,
+    /// What machines tell of themselves; one is there for those that boot again.
+    events: Sender<Event>,
     /// By case: what each node said of it.
     ended: BTreeMap<String, Vec<Word>>,
     /// Nodes that have said all they had to.
     byes: BTreeSet<u8>,
     running: Option<String>,
+    /// What nodes told each other: one that boots again is told anew.
+    told: BTreeMap<String, String>,
+    /// How often each has booted again.
+    boots: Vec<u32>,
+    /// Those whose end is no failure.
+    rebooting: BTreeSet<u8>,
 }
 
 impl Course<'_> {
+    /// The machine of a node that has gone to boot again.
+    fn power_on_again(&mut self, node: u8) -> Result<()> {
+        let at = usize::from(node);
+        self.machines[at].ended();
+        self.boots[at] += 1;
+        let machine = power_on(self.job, node, self.boots[at], self.events.clone())?;
+        self.machines[at] = machine;
+        Ok(())
+    }
+
     fn hear(
         &mut self,
         node: u8,
@@ -186,7 +231,17 @@ impl Course<'_> {
                     bail!("kernel {kernel} runs, not {}", self.job.release);
                 }
                 let cases = left.iter().map(|(case, _)| case.clone()).collect();
-                self.machines[usize::from(node)].ask(&Asked::Run { node, cases })?;
+                let (at, told) = (usize::from(node), self.told.clone());
+                let boot = self.boots[at];
+                let machine = &mut self.machines[at];
+                machine.ask(&Asked::Run { node, boot, cases })?;
+                for (key, value) in told {
+                    machine.ask(&Asked::Told { key, value })?;
+                }
+            }
+            Said::Reboots => {
+                self.rebooting.insert(node);
+                return Ok(Next::Until(Instant::now() + BOOT_PATIENCE));
             }
             Said::Began { case } => {
                 let time = left.iter().find(|(name, _)| *name == case);
@@ -200,8 +255,11 @@ impl Course<'_> {
                     done.reported.insert(key.to_owned(), value);
                     return Ok(Next::Go);
                 }
+                self.told.insert(key.clone(), value.clone());
                 let told = Asked::Told { key, value };
-                for machine in &mut self.machines {
+                let nodes = (0u8..).zip(&mut self.machines);
+                // One that is on its way down is told when it is up.
+                for (_, machine) in nodes.filter(|(node, _)| !self.rebooting.contains(node)) {
                     machine.ask(&told)?;
                 }
             }

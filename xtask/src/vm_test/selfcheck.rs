@@ -16,6 +16,7 @@ pub(super) fn run(like: &Job<'_>) -> Result<()> {
     let job = Job {
         nodes: 1,
         kernel_args: "",
+        disks: false,
         cases: doomed
             .map(|case| (case.name.to_owned(), Duration::from_secs(case.timeout_s)))
             .collect(),
