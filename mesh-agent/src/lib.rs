@@ -6,6 +6,7 @@
 pub mod capture;
 pub mod channel;
 pub mod check;
+mod clock;
 pub mod cni;
 pub mod features;
 mod handed;

@@ -109,11 +109,14 @@ fn open_as(path: &Path, expected: NetnsId) -> Result<Netns, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::supervisor::until::Until;
 
     #[test]
     fn of_two_workers_it_is_known_or_follows_which_is_which() {
-        let draining = Part::Draining { until_s: 1 };
+        let draining = Part::Draining(Until::after(Duration::ZERO));
         let (serving, next, nothing) = (Some(Part::Serving), Some(Part::Next), None);
         for (known, expected) in [
             (vec![nothing], vec![serving]),

@@ -25,6 +25,8 @@ pub(super) const FIRST_RETRY: Duration = Duration::from_millis(200);
 pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(15);
 /// How often names of control are looked up again.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(10);
+/// How often it is seen by the clock whether the certificate is to be renewed.
+const LOOK_AT_CLOCK_EVERY: Duration = Duration::from_secs(60);
 /// How long a replica is used at least whose streams are up, whatever else it fails at.
 const STAY: Duration = Duration::from_secs(10);
 
@@ -171,8 +173,7 @@ impl Control {
         ways: &mut Ways,
         credential: &NodeCredential,
     ) {
-        let wait_s = (credential.renew_at_s() - now_s()).max(1);
-        let mut renewal = pin!(sleep(Duration::from_secs(wait_s.unsigned_abs())));
+        let mut renewal = pin!(sleep(until_renewal(credential)));
         let mut changes = self.trust.changes();
         let mut leaving = self.leaving.subscribe();
         let mut look = interval_at(Instant::now() + LOOK_UP_EVERY, LOOK_UP_EVERY);
@@ -195,7 +196,12 @@ impl Control {
                 }
             }
             tokio::select! {
-                () = &mut renewal => return,
+                () = &mut renewal => {
+                    if credential.renew_at_s() <= now_s() {
+                        return;
+                    }
+                    renewal.as_mut().reset(Instant::now() + until_renewal(credential));
+                }
                 // The senders of both are in `self`.
                 _ = changes.changed() => {}
                 _ = leaving.changed() => {
@@ -268,6 +274,13 @@ impl Control {
         self.tell(|report| report.replica = replica.address.to_string());
         self.in_use.send_replace(Some(replica.clone()));
     }
+}
+
+/// How long to sleep at most. Who slept on to the end by a clock that is set forward meanwhile would
+/// be late by as much.
+fn until_renewal(credential: &NodeCredential) -> Duration {
+    let wait_s = u64::try_from(credential.renew_at_s() - now_s()).unwrap_or(0);
+    Duration::from_secs(wait_s).clamp(Duration::from_secs(1), LOOK_AT_CLOCK_EVERY)
 }
 
 /// The ways to all replicas.

@@ -122,6 +122,10 @@ pub(super) fn install() -> Result<PrometheusHandle, String> {
         "Whether kubelet's cgroup is known, so that its probes of pods pass"
     );
     metrics::describe_counter!(
+        "nodemesh_clock_steps_total",
+        "Times that the node's clock was set by a second or more, by direction"
+    );
+    metrics::describe_counter!(
         "nodemesh_tampering_total",
         "What was found changed behind the agent's back, by what it was and what became of it"
     );

@@ -31,6 +31,7 @@ mod asked;
 mod backoff;
 mod boot;
 mod budget;
+mod clock;
 mod confine;
 mod control;
 mod counters;
@@ -85,6 +86,7 @@ mod sysctls;
 mod tamper;
 mod trust;
 mod unserved;
+mod until;
 mod watch;
 mod workers;
 mod xds;
@@ -211,6 +213,7 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     if let Some(installer) = installer {
         tokio::spawn(installer.keep(shared.clone()));
     }
+    tokio::spawn(clock::follow());
     tokio::spawn(events::follow(shared.clone(), events));
     let control = shared.control.clone();
     tokio::spawn(control.clone().keep_credential(config.clone()));

@@ -16,6 +16,7 @@ use super::boot;
 use super::config::is_name;
 use super::join::{chain, write_until_boot};
 use super::netns::NetnsId;
+use super::until::Until;
 
 /// Layout of a record; one that this agent doesn't know is left alone.
 const RECORD_VERSION: u32 = 1;
@@ -100,11 +101,8 @@ pub(super) enum Part {
     Serving,
     /// It is to replace the one that serves, and is not ready yet.
     Next,
-    /// It was replaced and finishes what it has, until then, in seconds since the epoch.
-    Draining {
-        /// When it is to be gone.
-        until_s: i64,
-    },
+    /// It was replaced and finishes what it has, until then.
+    Draining(Until),
 }
 
 /// Which of a pod's processes is what, for the next supervisor.

@@ -15,6 +15,7 @@ use super::join::now_s;
 use super::pods::{KnownWorker, Part};
 use super::report::DrainingReport;
 use super::session::{Event, Link, Session, SessionEnd, next, until};
+use super::until::Until;
 use super::workers::{Command, PodTask};
 use crate::sandbox;
 
@@ -128,7 +129,7 @@ impl PodTask {
         match link.part {
             Part::Next if link.ready => self.take_over(links, at),
             Part::Serving => self.tell_worker(&links[at]),
-            Part::Draining { .. } => self.tell_draining(links),
+            Part::Draining(_) => self.tell_draining(links),
             Part::Next => {}
         }
         None
@@ -153,7 +154,7 @@ impl PodTask {
                 tracing::error!(%pod, pid, how, "the worker that was to take over has ended; the one before it serves on");
                 self.answer_roll(Err(RollFault::Failed(how.clone())));
             }
-            Part::Draining { .. } => {
+            Part::Draining(_) => {
                 tracing::info!(%pod, pid, how, "a worker that was replaced has ended");
             }
         }
@@ -223,7 +224,7 @@ impl PodTask {
     fn take_over(&mut self, links: &mut [Link], at: usize) {
         let old = serving(links);
         let drain = old.map(|old| self.time_to_drain(&links[old]));
-        let until_s = now_s() + i64::try_from(drain.unwrap_or_default().as_secs()).unwrap_or(0);
+        let until = Until::after(drain.unwrap_or_default());
         let next = &mut links[at];
         next.part = Part::Serving;
         let svid = next.legacy.svid.take();
@@ -233,7 +234,7 @@ impl PodTask {
         }
         // It is the next supervisor's to know before the old one lets go.
         if let Some(old) = old {
-            links[old].part = Part::Draining { until_s };
+            links[old].part = Part::Draining(until);
         }
         self.tell_workers(links);
         let pid = links[at].worker.pid;
@@ -241,7 +242,7 @@ impl PodTask {
             let from = links[old].worker.pid;
             let drain_s = drain.as_secs();
             tracing::info!(pod = %self.record.key, pid, from, drain_s, "a new worker has taken over; the old one finishes what it has");
-            links[old].replace(drain, until_s);
+            links[old].replace(drain, until);
         }
         let link = &mut links[at];
         Session { task: self, link }.is_in_charge();
@@ -313,14 +314,14 @@ impl PodTask {
 
     fn tell_draining(&self, links: &[Link]) {
         let draining = links.iter().filter_map(|link| {
-            let Part::Draining { until_s } = link.part else {
+            let Part::Draining(until) = link.part else {
                 return None;
             };
             let pid = link.worker.pid;
             Some(DrainingReport {
                 pid,
                 connections: self.counters.open_connections(pid),
-                until_s,
+                until_s: until.wall_s(),
             })
         });
         let draining: Vec<_> = draining.collect();

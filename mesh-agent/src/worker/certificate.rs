@@ -68,6 +68,7 @@ impl Certifier {
 
     /// Waits until a request is due.
     pub(crate) async fn due(&self) {
+        let mut changes = self.context.trust_changes.subscribe();
         loop {
             let now = Instant::now();
             let until_renewal = self
@@ -79,7 +80,11 @@ impl Certifier {
             if wait.is_zero() {
                 return;
             }
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                // The clock may have been set. The sender lives as long as `self`.
+                _ = changes.changed() => {}
+            }
         }
     }
 

@@ -117,7 +117,7 @@ pub(crate) struct Context {
     pub(crate) phase: watch::Sender<Phase>,
     /// Counts certificates: tunnels of others are cycled when it changes.
     pub(crate) epoch: watch::Sender<u64>,
-    /// Counts changes of what others are held against.
+    /// Counts changes of what others are held against, the time among it.
     pub(crate) trust_changes: watch::Sender<u64>,
     /// Handshakes of callers under way.
     pub(crate) handshakes: Places,
@@ -167,6 +167,11 @@ impl Context {
             self.epoch.send_modify(|epoch| *epoch += 1);
         }
         renewed
+    }
+
+    /// The wall clock was set: what is valid is another question now.
+    pub(crate) fn clock_was_set(&self) {
+        self.trust_changes.send_modify(|changes| *changes += 1);
     }
 
     pub(crate) fn credentials(&self) -> Option<Rc<Credentials>> {

@@ -49,6 +49,7 @@ mod turn;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -65,6 +66,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
 use crate::channel::WorkerChannel;
+use crate::clock::ClockWatch;
 use certificate::Certifier;
 use changes::{Batch, send_applied};
 use context::{Context, Phase};
@@ -178,6 +180,21 @@ async fn receive(
     }
 }
 
+/// Has all that is judged by the wall clock judged anew whenever that is set. Where it can't be heard
+/// of, tunnels and the certificate look at the clock now and then.
+async fn follow_clock(context: Rc<Context>) {
+    let Err(error) = hear_of_clock(&context).await;
+    tracing::warn!(%error, "a clock that is set is seen a minute later");
+}
+
+async fn hear_of_clock(context: &Context) -> io::Result<Infallible> {
+    let mut clock = ClockWatch::start()?;
+    loop {
+        clock.set().await?;
+        context.clock_was_set();
+    }
+}
+
 async fn farewell(channel: &WorkerChannel, message: to_supervisor::Message) {
     let message = ToSupervisor {
         message: Some(message),
@@ -252,6 +269,7 @@ impl Worker {
         let context = self.context.clone();
         spawn_local(async move { context.admission.memory.watch(&context.metrics).await });
         spawn_local(heap::give_back_at_rest());
+        spawn_local(follow_clock(self.context.clone()));
         loop {
             let message = tokio::select! {
                 message = receive(&channel) => message?,

@@ -19,6 +19,7 @@ use mesh_api::node::node_service_server::NodeServiceServer;
 use mesh_api::trust::trust_service_server::TrustServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::attestor::Attestors;
@@ -46,7 +47,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_STREAMS: u32 = 256;
 /// How long calls may take to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// After an own certificate could not be made.
+/// After an own certificate could not be made; and how often it is seen by the clock whether it is due.
 const RENEWAL_RETRY: Duration = Duration::from_secs(60);
 
 /// What the server serves.
@@ -175,16 +176,24 @@ impl Server {
     }
 }
 
+/// Whether a certificate is to be replaced: two thirds of its life are over, or it has not begun by a
+/// clock that was set back. All in seconds since the epoch.
+fn is_due(from_s: i64, until_s: i64, now_s: i64) -> bool {
+    now_s < from_s || now_s >= until_s - (until_s - from_s) / 3
+}
+
 /// Replaces the server's certificate when two thirds of its life are over, or when another
 /// intermediate signs: the root of the one before may be about to go.
 async fn renew(authority: Arc<Authority>, own: Arc<OwnCertificate>, mut current: Issued) {
     loop {
-        let (from, until) = (current.leaf.not_before_s, current.leaf.not_after_s);
-        let due_s = until - (until - from) / 3;
-        let wait_s = u64::try_from(due_s - crate::now_s()).unwrap_or(0);
-        // Never in a tight loop, also when the signing chain is about to end.
-        let wait = Duration::from_secs(wait_s).max(RENEWAL_RETRY);
-        let _either = tokio::time::timeout(wait, authority.changed()).await;
+        let due = |now_s| is_due(current.leaf.not_before_s, current.leaf.not_after_s, now_s);
+        // Never in a tight loop, also when the signing chain is about to end; and never to the end by a
+        // clock that may be set meanwhile.
+        while timeout(RENEWAL_RETRY, authority.changed()).await.is_err() {
+            if due(crate::now_s()) {
+                break;
+            }
+        }
         match authority.issue_server(crate::now_s()) {
             Ok((issued, certified)) => {
                 tracing::info!(serial = issued.leaf.serial, "own certificate renewed");
@@ -192,6 +201,24 @@ async fn renew(authority: Arc<Authority>, own: Arc<OwnCertificate>, mut current:
                 current = issued;
             }
             Err(error) => tracing::error!(%error, "own certificate not renewed; trying again"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_own_certificate_is_due_by_the_clock_as_it_is_now() {
+        for (now_s, due) in [
+            (99, true),
+            (100, false),
+            (299, false),
+            (300, true),
+            (900, true),
+        ] {
+            assert_eq!(is_due(100, 400, now_s), due, "{now_s}");
         }
     }
 }

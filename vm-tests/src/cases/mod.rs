@@ -4,6 +4,7 @@ mod allotment;
 mod boot;
 mod budgets;
 mod capabilities;
+mod clock;
 mod doomed;
 mod missing;
 mod nodes;
@@ -20,6 +21,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
         boot::CASES,
         budgets::CASES,
         capabilities::CASES,
+        clock::CASES,
         missing::CASES,
         nodes::CASES,
         programs::CASES,

@@ -18,13 +18,13 @@ pub(super) const CASES: &[Case] = &[Case {
     run: mutual_tls,
 }];
 
-const CLIENT: &str = "shop/client";
-const WEB: &str = "shop/web";
+pub(super) const CLIENT: &str = "shop/client";
+pub(super) const WEB: &str = "shop/web";
 /// For one call between machines that are emulated.
 const CALL: Duration = Duration::from_secs(30);
 
 /// The lab, of which each machine is one node; the mesh runs.
-fn lab(guest: &Guest) -> Result<Lab> {
+pub(super) fn lab(guest: &Guest) -> Result<Lab> {
     let plan = Plan::two_nodes().part(guest.node().into());
     let mut lab = Lab::build(plan)?;
     lab.start_part(|told| match told {
@@ -39,12 +39,12 @@ fn lab(guest: &Guest) -> Result<Lab> {
 }
 
 /// Waits until both machines are there.
-fn meet(guest: &Guest, at: &str) -> Result<()> {
+pub(super) fn meet(guest: &Guest, at: &str) -> Result<()> {
     guest.tell(format!("{at} {}", guest.node()), "");
     (0..2).try_for_each(|node| guest.wait_for(&format!("{at} {node}")).map(drop))
 }
 
-fn serve(pod: &Pod, port: u16) -> Result<App> {
+pub(super) fn serve(pod: &Pod, port: u16) -> Result<App> {
     let app = pod
         .command("mesh-lab-app")
         .args(["serve", &port.to_string()]);

@@ -71,7 +71,7 @@ const APPLETS: &[&str] = &[
     "sh", "ls", "cat", "ps", "ping", "ping6", "grep", "dmesg", "mount", "umount", "vi", "top",
     "kill", "sleep", "sysctl", "nsenter", "setsid", "free", "df", "head", "tail", "wc", "cp", "mv",
     "rm", "mkdir", "tar", "env", "id", "find", "less", "true", "false", "echo", "awk", "sed",
-    "seq", "nc", "hostname",
+    "seq", "nc", "hostname", "date",
 ];
 
 /// An archive being written.

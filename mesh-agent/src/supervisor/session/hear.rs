@@ -123,7 +123,7 @@ impl Session<'_> {
             FromWorker::PrivateKey(_) => match self.link.part {
                 Part::Serving => self.task.legacy.take_key(fds)?,
                 Part::Next => self.link.legacy.take_key(fds)?,
-                Part::Draining { .. } => {}
+                Part::Draining(_) => {}
             },
             FromWorker::Ready(ready) => {
                 self.link.ready = true;
@@ -197,7 +197,7 @@ impl Session<'_> {
             }
             Part::Next => self.link.legacy.take_listeners(kinds, fds, cookie)?,
             // It has let go of them, or is about to.
-            Part::Draining { .. } => {}
+            Part::Draining(_) => {}
         }
         Ok(())
     }
@@ -237,7 +237,7 @@ impl Session<'_> {
         match self.link.part {
             Part::Serving => self.task.health_told(health, &mut self.link.lines),
             Part::Next => self.link.health = Some(health.clone()),
-            Part::Draining { .. } => {}
+            Part::Draining(_) => {}
         }
     }
 

@@ -35,6 +35,7 @@ use super::legacy::Legacy;
 use super::pods::{Part, PodKey};
 use super::signing::{Signing, SigningEvent, next_signing};
 use super::trust::Bundle;
+use super::until::Until;
 use super::workers::PodTask;
 use crate::channel::SupervisorChannel;
 use crate::handed::Handed;
@@ -211,9 +212,8 @@ impl Link {
             last_words: None,
             last_counts: Vec::new(),
         };
-        if let Part::Draining { until_s } = part {
-            let left = u64::try_from(until_s - now_s()).unwrap_or(0);
-            link.drains_until(now + Duration::from_secs(left));
+        if let Part::Draining(until) = part {
+            link.drains_until(now + until.left());
         }
         Ok(link)
     }
@@ -232,7 +232,7 @@ impl Link {
     }
 
     pub(super) fn is_draining(&self) -> bool {
-        matches!(self.part, Part::Draining { .. })
+        matches!(self.part, Part::Draining(_))
     }
 
     /// The time that it has for its next step begins now.
@@ -251,9 +251,9 @@ impl Link {
     }
 
     /// The worker is replaced: it takes nothing new, and has this long for what it has.
-    pub(super) fn replace(&mut self, drain: Duration, until_s: i64) {
+    pub(super) fn replace(&mut self, drain: Duration, until: Until) {
         let deadline_ms = u32::try_from(drain.as_millis()).unwrap_or(u32::MAX);
-        self.part = Part::Draining { until_s };
+        self.part = Part::Draining(until);
         self.drains_until(Instant::now() + drain);
         self.post(ForWorker::Replace(Replace { deadline_ms }));
     }
@@ -347,10 +347,7 @@ impl Session<'_> {
         match self.link.part {
             Part::Serving => {}
             Part::Next => self.post_certificate(),
-            Part::Draining { until_s } => {
-                let left_s = u64::try_from(until_s - now_s()).unwrap_or(0);
-                self.link.replace(Duration::from_secs(left_s), until_s);
-            }
+            Part::Draining(until) => self.link.replace(until.left(), until),
         }
     }
 
