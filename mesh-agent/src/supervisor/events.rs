@@ -20,6 +20,8 @@ use crate::capture::{self, Events};
 /// Lines per pod, in a row and in a second: a seized worker shall not fill the log.
 const LINES_BURST: u32 = 50;
 const LINES_PER_SECOND: u32 = 20;
+/// Number of the protocol (RFC 3376).
+const IGMP: u8 = 2;
 /// Longest text of a worker that goes into a line.
 const TEXT_LIMIT: usize = 256;
 
@@ -165,9 +167,24 @@ fn denied_by(shared: &Shared, event: &RefusalEvent, pod: &PodKey) -> Option<Poli
     explain::denied_by(&view.mesh, &policy, view.mesh.workload(&uid)?, to)
 }
 
+/// Whether it is about who listens to which multicast group (IGMP). Every bridge and every kernel that
+/// joins a group says that; no pod needs it where multicast does not pass.
+fn is_membership(event: &RefusalEvent, reason: Option<Reason>) -> bool {
+    reason == Some(Reason::WallProtocol) && event.protocol == IGMP
+}
+
 fn log_kernel_refusal(shared: &Shared, event: &RefusalEvent) {
     let key = shared.pod_in(event.slot);
     let reason = capture::from_number(event.reason).map(capture::reason);
+    if is_membership(event, reason) {
+        let source = address(event.source, 0);
+        tracing::debug!(
+            slot = event.slot,
+            source,
+            "a wall has dropped a report of multicast groups (IGMP)"
+        );
+        return;
+    }
     let denied = key
         .as_ref()
         .filter(|_| reason == Some(Reason::PolicyDenied))
@@ -231,5 +248,24 @@ mod tests {
         assert!(budget.allow(start + Duration::from_secs(1)));
         assert_eq!(word("a b\nc"), "a?b?c");
         assert_eq!(clip(&"é".repeat(300)).chars().count(), TEXT_LIMIT);
+    }
+
+    #[test]
+    fn multicast_reports_are_not_told_as_other_protocols_are() {
+        let event = |protocol| RefusalEvent {
+            time_ns: 0,
+            reason: 0,
+            slot: 0,
+            source: [0; 16],
+            destination: [0; 16],
+            source_port: 0,
+            destination_port: 0,
+            protocol,
+            flags: 0,
+            suppressed: 0,
+        };
+        assert!(is_membership(&event(2), Some(Reason::WallProtocol)));
+        assert!(!is_membership(&event(2), Some(Reason::WallSource)));
+        assert!(!is_membership(&event(132), Some(Reason::WallProtocol)));
     }
 }
