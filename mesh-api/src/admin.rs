@@ -182,6 +182,9 @@ pub struct NodeReport {
     pub discovery_version: String,
     /// That is not the one that is served.
     pub behind: bool,
+    /// Why it can't enrol pods, by its own word; absent where it can.
+    #[serde(default)]
+    pub not_ready: Option<String>,
     /// By how much its clock is ahead of control's, in seconds; absent where that is not notable.
     #[serde(default)]
     pub clock_ahead_s: Option<i64>,

@@ -92,8 +92,10 @@ fn shown_node(node: &NodeStatus) -> String {
         Some(ahead_s) => format!(", its clock is {} s behind control's", -ahead_s),
         None => String::new(),
     };
+    let unready = report.not_ready.as_ref();
+    let unready = unready.map_or_else(String::new, |why| format!(", not ready: {why}"));
     let version = &report.version;
-    format!("{name}: mesh-agent {version}, {seen}, {state}{clock}")
+    format!("{name}: mesh-agent {version}, {seen}, {state}{unready}{clock}")
 }
 
 fn row(pod: &PodStatus, now_s: i64) -> [String; 11] {

@@ -245,6 +245,8 @@ fn status_shows_nodes_and_what_they_told() {
             health_detail: "GET /: 503".to_owned(),
             ..Default::default()
         }],
+        not_ready: "the CNI plugin is not in place".to_owned(),
+        ..NodeReport::default()
     };
     control
         .registry
@@ -257,7 +259,7 @@ fn status_shows_nodes_and_what_they_told() {
     for part in [
         "4 workloads, 1 services, 4 policies",
         "node-a: mesh-agent 1.2.3, seen 0 s ago, behind, at ",
-        ", its clock is 120 s behind control's\n",
+        ", not ready: the CNI plugin is not in place, its clock is 120 s behind control's\n",
         "node-b: has not reported since mesh-control started",
         "namespace shop: all enrolled pods run as the service account default",
         "unhealthy: GET /: 503",
@@ -278,6 +280,8 @@ fn status_shows_nodes_and_what_they_told() {
     // The unhealthy pod made a new state, which the node has not told of yet.
     assert_eq!(status["nodes"][0]["report"]["behind"], true);
     assert_eq!(status["nodes"][0]["report"]["clock_ahead_s"], -120);
+    let not_ready = &status["nodes"][0]["report"]["not_ready"];
+    assert_eq!(*not_ready, "the CNI plugin is not in place");
     // The one pod of namespace trial shares its account with nobody.
     assert_eq!(status["namespaces_on_default"], serde_json::json!(["shop"]));
     let run = control.meshctl("metrics");

@@ -100,6 +100,14 @@ fn describe() {
         "Statuses of objects that were written to the Kubernetes API, by what became of it"
     );
     describe_gauge!(
+        "nodemesh_control_startup_tainted_nodes",
+        "Nodes that bear the start-up taint"
+    );
+    describe_counter!(
+        "nodemesh_control_startup_taints_total",
+        "Tries to take the start-up taint off a node whose agent is ready, by what became of it"
+    );
+    describe_gauge!(
         "nodemesh_control_nodes_with_wrong_clock",
         "Nodes whose clock and control's are 30 s or more apart"
     );

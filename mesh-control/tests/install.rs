@@ -2,18 +2,19 @@
 //! take and no more access than they use. The objects are those that the chart makes
 //! (`cargo xtask manifests`).
 
+#[path = "support/admission.rs"]
+mod admission;
+#[path = "support/typed.rs"]
+mod typed;
+
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
 
 use clap::Parser;
-use k8s_openapi::api::{apps, core, networking, policy, rbac};
-use k8s_openapi::serde::Serialize;
-use k8s_openapi::serde::de::DeserializeOwned;
-use k8s_openapi::{api::admissionregistration, apiextensions_apiserver::pkg::apis::apiextensions};
+use k8s_openapi::api::apps;
 use mesh_control::config::RunOptions;
 use mesh_control::sources::kubernetes::followed;
-use serde_json::Value;
+use serde_json::{Value, json};
+use typed::{objects, said, through_its_type};
 
 /// What the plain manifests are, and what values make others.
 const RENDERED: [&str; 3] = [
@@ -22,15 +23,6 @@ const RENDERED: [&str; 3] = [
     "deploy/chart/nodemesh/ci/cert-manager.rendered.yaml",
 ];
 
-fn objects(path: &str) -> Vec<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
-    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    serde_yaml_ng::Deserializer::from_str(&text)
-        .map(|document| serde::Deserialize::deserialize(document).expect("YAML"))
-        .filter(|object: &Value| !object.is_null())
-        .collect()
-}
-
 fn object<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
     let mut found = objects
         .iter()
@@ -38,69 +30,6 @@ fn object<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
     let object = found.next();
     assert!(found.next().is_none(), "two of {kind} {name}");
     object.unwrap_or_else(|| panic!("no {kind} {name}"))
-}
-
-/// The object as Kubernetes' own type has it, written again. A field that the type doesn't have is lost on
-/// the way, and a value of another type is no value.
-fn through<T: DeserializeOwned + Serialize>(object: &Value) -> Value {
-    let typed: Result<T, _> = serde_json::from_value(object.clone());
-    let typed = typed.unwrap_or_else(|e| panic!("{}: {e}", object["metadata"]["name"]));
-    serde_json::to_value(typed).expect("an object")
-}
-
-fn through_its_type(object: &Value) -> Option<Value> {
-    let version = object["apiVersion"].as_str().unwrap();
-    Some(match (version, object["kind"].as_str().unwrap()) {
-        ("v1", "Namespace") => through::<core::v1::Namespace>(object),
-        ("v1", "ServiceAccount") => through::<core::v1::ServiceAccount>(object),
-        ("v1", "ConfigMap") => through::<core::v1::ConfigMap>(object),
-        ("v1", "Service") => through::<core::v1::Service>(object),
-        ("apps/v1", "Deployment") => through::<apps::v1::Deployment>(object),
-        ("apps/v1", "DaemonSet") => through::<apps::v1::DaemonSet>(object),
-        ("policy/v1", "PodDisruptionBudget") => through::<policy::v1::PodDisruptionBudget>(object),
-        ("networking.k8s.io/v1", "NetworkPolicy") => {
-            through::<networking::v1::NetworkPolicy>(object)
-        }
-        ("rbac.authorization.k8s.io/v1", "Role") => through::<rbac::v1::Role>(object),
-        ("rbac.authorization.k8s.io/v1", "RoleBinding") => through::<rbac::v1::RoleBinding>(object),
-        ("rbac.authorization.k8s.io/v1", "ClusterRole") => through::<rbac::v1::ClusterRole>(object),
-        ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => {
-            through::<rbac::v1::ClusterRoleBinding>(object)
-        }
-        ("apiextensions.k8s.io/v1", "CustomResourceDefinition") => {
-            through::<apiextensions::v1::CustomResourceDefinition>(object)
-        }
-        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy") => {
-            through::<admissionregistration::v1::ValidatingAdmissionPolicy>(object)
-        }
-        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding") => {
-            through::<admissionregistration::v1::ValidatingAdmissionPolicyBinding>(object)
-        }
-        // cert-manager's types are not at hand.
-        ("cert-manager.io/v1", "Certificate") => return None,
-        (version, kind) => panic!("{version} {kind} is nothing that is to be installed"),
-    })
-}
-
-/// Without what says nothing: types leave empty lists and maps out, or in. A whole number is the same
-/// where the type has a fraction.
-fn said(value: &Value) -> Value {
-    let empty = |value: &Value| match value {
-        Value::Null => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        _ => false,
-    };
-    match value {
-        Value::Array(items) => items.iter().map(said).collect(),
-        Value::Object(fields) => fields
-            .iter()
-            .map(|(name, value)| (name.clone(), said(value)))
-            .filter(|(_, value)| !empty(value))
-            .collect(),
-        Value::Number(number) => number.as_f64().into(),
-        other => other.clone(),
-    }
 }
 
 #[test]
@@ -332,4 +261,123 @@ fn an_editor_writes_policies_and_neither_budgets_nor_status() {
             "{role_name}"
         );
     }
+}
+
+/// The values of `changed.yaml` name a taint.
+const TAINT: &str = "nodemesh.dev/agent-not-ready";
+
+#[test]
+fn nodes_may_be_patched_where_a_start_up_taint_is_named_and_nowhere_else() {
+    let plain = objects(RENDERED[0]);
+    let patches_nodes = |objects: &[Value]| -> Vec<String> {
+        let roles = objects
+            .iter()
+            .filter(|o| o["kind"].as_str().unwrap().ends_with("Role"));
+        let allows = |role: &&Value| {
+            let access = access(role);
+            access
+                .iter()
+                .any(|(resource, verb)| resource.starts_with("/nodes") && verb == "patch")
+        };
+        let names = roles.filter(allows).map(|role| &role["metadata"]["name"]);
+        names
+            .map(|name| name.as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(patches_nodes(&plain), [""; 0]);
+    let changed = objects(RENDERED[1]);
+    let name = "nodemesh-control-startup-taint";
+    assert_eq!(patches_nodes(&changed), [name]);
+    let patch = ("/nodes".to_owned(), "patch".to_owned());
+    let role = object(&changed, "ClusterRole", name);
+    assert_eq!(access(role), BTreeSet::from([patch]));
+    let subjects = &object(&changed, "ClusterRoleBinding", name)["subjects"];
+    assert_eq!(subjects.as_array().unwrap().len(), 1);
+    assert_eq!(subjects[0]["name"], "nodemesh-control");
+    assert_eq!(subjects[0]["namespace"], "nodemesh-system");
+    let deployment = object(&changed, "Deployment", "nodemesh-control");
+    let options = Control::try_parse_from(arguments(deployment))
+        .unwrap()
+        .options;
+    assert_eq!(options.kubernetes.startup_taint.as_deref(), Some(TAINT));
+    // Both come before it goes.
+    let agents = object(&changed, "DaemonSet", "nodemesh-agent");
+    for pods in [deployment, agents] {
+        let tolerations = &pods["spec"]["template"]["spec"]["tolerations"];
+        let bears = |t: &Value| t["key"] == TAINT && t["operator"] == "Exists";
+        assert!(
+            tolerations.as_array().unwrap().iter().any(bears),
+            "{tolerations}"
+        );
+    }
+}
+
+/// What the API server would make of a write of control's to a node, by the policy of admission.
+fn node_write(before: &Value, after: &Value) -> Vec<String> {
+    let changed = objects(RENDERED[1]);
+    let policy = object(
+        &changed,
+        "ValidatingAdmissionPolicy",
+        "startup-taint.nodemesh.dev",
+    );
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let request = |name: &str| json!({"userInfo": {"username": name}});
+    let matches = text(&policy["spec"]["matchConditions"][0]["expression"]);
+    let control = request("system:serviceaccount:nodemesh-system:nodemesh-control");
+    assert!(admission::holds(&matches, &[("request", &control)]));
+    let kubelet = request("system:node:node-a");
+    assert!(!admission::holds(&matches, &[("request", &kubelet)]));
+    let validations = policy["spec"]["validations"].as_array().unwrap().iter();
+    let variables = [("object", after), ("oldObject", before)];
+    let refused = validations.filter(|v| !admission::holds(&text(&v["expression"]), &variables));
+    refused.map(|v| text(&v["message"])).collect()
+}
+
+#[test]
+fn control_may_change_nothing_of_a_node_but_the_taint() {
+    let node = |taints: Value| {
+        json!({
+            "metadata": {"name": "node-a", "labels": {"zone": "a"}, "annotations": {"x": "y"}},
+            "spec": {"providerID": "cloud://1", "podCIDRs": ["10.0.0.0/24"], "taints": taints},
+        })
+    };
+    let (ours, other) = (
+        json!({"key": TAINT, "effect": "NoSchedule"}),
+        json!({"key": "example.com/x", "effect": "NoExecute"}),
+    );
+    let before = node(json!([ours, other]));
+    let after = node(json!([other]));
+    assert_eq!(node_write(&before, &after), [""; 0]);
+    let mut bare = node(json!([]));
+    bare["spec"].as_object_mut().unwrap().remove("taints");
+    assert_eq!(node_write(&node(json!([ours])), &bare), [""; 0], "the last");
+    let refused = |what: &str, before: &Value, after: &Value| {
+        assert!(!node_write(before, after).is_empty(), "{what}");
+    };
+    refused("another taint goes", &before, &node(json!([ours])));
+    refused("all go", &before, &bare);
+    refused("the taint is put on", &after, &before);
+    refused(
+        "a taint is changed",
+        &before,
+        &node(json!([{"key": "example.com/x", "effect": "NoSchedule"}])),
+    );
+    for (what, path, value) in [
+        ("a label", "/metadata/labels", json!({"zone": "b"})),
+        ("annotations", "/metadata/annotations", json!({})),
+        ("a finalizer", "/metadata/finalizers", json!(["a/b"])),
+        ("cordon", "/spec/unschedulable", json!(true)),
+        ("its machine", "/spec/providerID", json!("cloud://2")),
+        (
+            "its pods' addresses",
+            "/spec/podCIDRs",
+            json!(["10.0.1.0/24"]),
+        ),
+    ] {
+        let mut changed = after.clone();
+        let (parent, field) = path.rsplit_once('/').unwrap();
+        changed.pointer_mut(parent).unwrap()[field] = value;
+        refused(what, &before, &changed);
+    }
+    refused("it is made", &Value::Null, &after);
 }

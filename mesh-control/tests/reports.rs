@@ -48,6 +48,7 @@ fn report(pods: &[PodReport]) -> NodeReport {
         pods: pods.to_vec(),
         clock_ms: 0,
         unreadable_policies: vec![],
+        ..NodeReport::default()
     }
 }
 
@@ -151,6 +152,7 @@ fn what_a_node_says_is_cut_and_made_harmless() {
         }],
         clock_ms: 0,
         unreadable_policies: vec![],
+        ..NodeReport::default()
     };
     registry.report("node-b", &long, now).unwrap();
     let status = registry.status(now);

@@ -51,7 +51,7 @@ fn report(registry: &Registry, node: &str, pod: &str, unreadable: &[&str]) {
             ..PodReport::default()
         }],
         unreadable_policies: unreadable.iter().map(|&name| name.to_owned()).collect(),
-        clock_ms: 0,
+        ..NodeReport::default()
     };
     registry.report(node, &report, Instant::now()).unwrap();
 }

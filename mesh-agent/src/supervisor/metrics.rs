@@ -21,6 +21,7 @@ use tokio::time::timeout;
 
 use super::join::now_s;
 use super::pods::PodKey;
+use super::readiness;
 use super::report::PodState;
 use super::shared::Shared;
 use super::workers::Command;
@@ -189,7 +190,7 @@ async fn answer(
             (StatusCode::OK, handle.render() + &pods_text(&shared).await)
         }
         (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "ok\n".to_owned()),
-        (&Method::GET | &Method::HEAD, "/readyz") => readiness(&shared),
+        (&Method::GET | &Method::HEAD, "/readyz") => ready(&shared),
         (&Method::GET | &Method::HEAD, _) => (
             StatusCode::NOT_FOUND,
             "try /metrics, /healthz or /readyz\n".to_owned(),
@@ -209,17 +210,11 @@ fn node_certificate(shared: &Shared) {
     }
 }
 
-/// Ready means: discovery is known, so that pods can be enrolled, and runtimes ask for it.
-fn readiness(shared: &Shared) -> (StatusCode, String) {
-    let lacks = match (shared.discovery.synced(), &*shared.cni_fault.borrow()) {
-        (true, None) => return (StatusCode::OK, "ready\n".to_owned()),
-        (true, Some(why)) => format!("the CNI plugin is not in place: {why}\n"),
-        (false, _) => {
-            let why = shared.control.report().last_error;
-            format!("discovery is not known yet: {why}\n")
-        }
-    };
-    (StatusCode::SERVICE_UNAVAILABLE, lacks)
+fn ready(shared: &Shared) -> (StatusCode, String) {
+    match readiness::lacks(shared) {
+        None => (StatusCode::OK, "ready\n".to_owned()),
+        Some(lacks) => (StatusCode::SERVICE_UNAVAILABLE, lacks + "\n"),
+    }
 }
 
 /// Series by name, so that each name's lines stand together.

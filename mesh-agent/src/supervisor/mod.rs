@@ -19,7 +19,8 @@
 //! - `control` keeps the node's certificate (`join`) and the ways to the control component and its
 //!   `replicas`;
 //!   `follow` follows discovery (`xds`) into the one view of it (`discovery`); `csr` has the
-//!   workers' certificates signed; `node_report` tells control how the pods are;
+//!   workers' certificates signed; `node_report` tells control how the pods are, and whether this agent
+//!   can enrol more (`readiness`);
 //! - of that view a worker is told its pod's policy (`rules`) and what it asks for (`lookups`,
 //!   `answers`), of which control is asked (`asked`), in batches that take effect at once (`packets`); the kernel programs are told what
 //!   they can decide (`kernel_rules`).
@@ -67,6 +68,7 @@ mod pods;
 mod ports;
 mod probes;
 mod processes;
+mod readiness;
 mod reconcile;
 mod replicas;
 mod reporter;

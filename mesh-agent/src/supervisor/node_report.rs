@@ -15,6 +15,7 @@ use tonic::transport::Channel;
 use super::backoff::{Backoff, random};
 use super::control::{FIRST_RETRY, Replica};
 use super::join::explain;
+use super::readiness;
 use super::report::PodReport;
 use super::shared::Shared;
 use crate::sandbox::cgroup::MeshCgroup;
@@ -139,6 +140,7 @@ async fn send(channel: Channel, report: wire::NodeReport) -> Result<(), String> 
 }
 
 fn compose(shared: &Shared) -> wire::NodeReport {
+    let lacks = readiness::lacks(shared);
     let pods = shared.pods();
     wire::NodeReport {
         clock_ms: 0,
@@ -149,6 +151,8 @@ fn compose(shared: &Shared) -> wire::NodeReport {
             .map(|pod| of_pod(&pod.report.borrow()))
             .collect(),
         unreadable_policies: shared.control.report().unreadable_policies,
+        ready: lacks.is_none(),
+        not_ready: lacks.unwrap_or_default(),
     }
 }
 

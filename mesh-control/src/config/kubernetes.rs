@@ -38,6 +38,10 @@ pub struct KubernetesOptions {
         default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token"
     )]
     pub kubernetes_token: PathBuf,
+    /// Key of a taint that nodes are made with, such as nodemesh.dev/agent-not-ready: it is taken off a
+    /// node, whatever its effect, once that node's agent is ready. Needs the right to patch nodes
+    #[arg(long, value_name = "KEY", requires = "cluster")]
+    pub startup_taint: Option<String>,
 }
 
 impl KubernetesOptions {

@@ -17,6 +17,7 @@ use crate::attestor::Attestors;
 use crate::audit::Audit;
 use crate::ca::{Authority, Published, Reloader, SignerFault};
 use crate::sources::Source;
+use crate::sources::kubernetes::TaintKey;
 use crate::sources::manifests::Watcher;
 use crate::tokens::TokenStore;
 use crate::trust;
@@ -192,6 +193,9 @@ impl RunConfig {
         if overlap_s.is_none() {
             note("--root-overlap", &bad_time(&options.root_overlap));
         }
+        let startup_taint = options.kubernetes.startup_taint.as_deref();
+        let startup_taint = startup_taint.map(str::parse::<TaintKey>).transpose();
+        let startup_taint = startup_taint.map_err(|e| note("--startup-taint", &e)).ok();
         let sources = signers::sources(options, &mut note);
         let trust_domain = options.trust_domain.parse::<TrustDomain>();
         let trust_domain = trust_domain.map_err(|e| note("--trust-domain", &e)).ok();
@@ -208,7 +212,7 @@ impl RunConfig {
                 }
             }
             source = match &options.manifests {
-                None => Some(Source::kubernetes(domain.clone())),
+                None => startup_taint.map(|key| Source::kubernetes(domain.clone(), key)),
                 Some(folder) => Watcher::start(folder, domain)
                     .map(|(watcher, registry)| Source::Manifests(watcher, registry))
                     .map_err(|error| note("--manifests", &format_args!("\n{error}")))

@@ -1,6 +1,7 @@
 //! The state of the mesh as it is served: what the sources say, and over it what nodes report of
 //! their own pods: health, and addresses that the source doesn't say yet.
 
+mod agents;
 mod coverage;
 mod overlay;
 
@@ -15,6 +16,7 @@ use mesh_api::node::NodeReport;
 use mesh_core::model::{Enrolment, Health, WorkloadUid};
 use tokio::sync::{Notify, watch};
 
+pub use agents::Agent;
 pub use coverage::{Coverage, Scope};
 
 use super::report::{NodeRecord, TooManyReports};

@@ -11,7 +11,7 @@ mod versions;
 
 pub use directory::{Change, Changed, Directory};
 pub use interest::{Interest, Pending, StreamId};
-pub use live::{Coverage, Registry, Scope, View};
+pub use live::{Agent, Coverage, Registry, Scope, View};
 pub use report::TooManyReports;
 pub use resource::{Resource, ResourceType, Subject};
 pub use topic::Topic;

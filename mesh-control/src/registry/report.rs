@@ -41,6 +41,8 @@ pub(super) struct NodeRecord {
     version: String,
     discovery_version: String,
     last: Instant,
+    /// What is in the way of enrolling pods there; `None`: nothing.
+    lacks: Option<String>,
     window: Instant,
     reports: u32,
     /// Names of policies that it can't read.
@@ -57,6 +59,7 @@ impl NodeRecord {
             version: String::new(),
             discovery_version: String::new(),
             last: now,
+            lacks: Some(String::new()),
             window: now,
             reports: 0,
             unreadable: BTreeSet::new(),
@@ -77,6 +80,10 @@ impl NodeRecord {
         self.last = now;
         self.version = cut(&report.version, MAX_WORD);
         self.discovery_version = cut(&report.discovery_version, MAX_WORD);
+        self.lacks = (!report.ready).then(|| match report.not_ready.as_str() {
+            "" => "it does not say that it is ready: is it of an older version?".to_owned(),
+            why => cut(why, MAX_SENTENCE),
+        });
         let unreadable = report.unreadable_policies.iter().take(MAX_UNREADABLE);
         self.unreadable = unreadable.map(|name| cut(name, MAX_POLICY_NAME)).collect();
         self.pods.clear();
@@ -108,6 +115,16 @@ impl NodeRecord {
         }
     }
 
+    /// Whether it has reported since then.
+    pub(super) fn heard_since(&self, since: Instant) -> bool {
+        self.last >= since
+    }
+
+    /// What is in the way of enrolling pods there, by its own word.
+    pub(super) fn lacks(&self) -> Option<&str> {
+        self.lacks.as_deref()
+    }
+
     /// How long ago it reported.
     pub(super) fn age(&self, now: Instant) -> Duration {
         now.duration_since(self.last)
@@ -125,6 +142,7 @@ impl NodeRecord {
             silent: self.silent(now),
             discovery_version: self.discovery_version.clone(),
             behind: self.discovery_version != served,
+            not_ready: self.lacks.clone(),
             clock_ahead_s: None,
         }
     }

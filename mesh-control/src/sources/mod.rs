@@ -23,13 +23,18 @@ pub enum Source {
 }
 
 impl Source {
-    /// A cluster, of which nothing is known yet.
+    /// A cluster, of which nothing is known yet, and the taint that is taken off its nodes when their
+    /// agents are ready.
     #[must_use]
-    pub fn kubernetes(trust_domain: TrustDomain) -> Self {
+    pub fn kubernetes(
+        trust_domain: TrustDomain,
+        startup_taint: Option<kubernetes::TaintKey>,
+    ) -> Self {
         Self::Kubernetes(kubernetes::Settings {
             trust_domain,
             revocations: watch::Sender::default(),
             pace: kubernetes::Pace::default(),
+            startup_taint,
         })
     }
 

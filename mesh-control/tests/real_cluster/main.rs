@@ -6,6 +6,7 @@
 #[path = "../support/admission.rs"]
 mod admission;
 mod server;
+mod taint;
 
 use std::fs;
 use std::path::Path;
@@ -318,6 +319,7 @@ async fn a_cluster_is_followed_and_statuses_tell_of_nodes() {
             unheard: Duration::ZERO,
             ..Pace::default()
         },
+        startup_taint: None,
     };
     let client = server.client();
     let started = tokio::time::timeout(PATIENCE, Follower::start(&client, settings)).await;

@@ -120,7 +120,17 @@ impl Server {
     }
 
     pub(crate) fn client(&self) -> kube::Client {
+        self.client_of(None)
+    }
+
+    /// One that acts as somebody else.
+    pub(crate) fn client_as(&self, user: &str) -> kube::Client {
+        self.client_of(Some(user.to_owned()))
+    }
+
+    fn client_of(&self, user: Option<String>) -> kube::Client {
         let mut config = kube::Config::new(self.url().parse().unwrap());
+        config.auth_info.impersonate = user;
         config.accept_invalid_certs = true;
         config.auth_info.token = Some(ADMIN_TOKEN.to_owned().into());
         kube::Client::try_from(config).unwrap()

@@ -74,7 +74,7 @@ pub(crate) fn mistakes(object: &Value) -> Vec<String> {
         }
         for validation in policy["spec"]["validations"].as_array().unwrap() {
             let rule = validation["expression"].as_str().unwrap();
-            if !holds(rule, "object", object) {
+            if !holds(rule, &[("object", object)]) {
                 mistakes.push(validation["message"].as_str().unwrap().to_owned());
             }
         }
@@ -197,13 +197,14 @@ fn validate(schema: &Value, value: &Value, at: &str, mistakes: &mut Vec<String>)
         .into_iter()
         .flatten()
     {
-        if !holds(rule["rule"].as_str().unwrap(), "self", value) {
+        if !holds(rule["rule"].as_str().unwrap(), &[("self", value)]) {
             mistakes.push(format!("{at}: {}", rule["message"].as_str().unwrap()));
         }
     }
 }
 
-fn holds(rule: &str, name: &str, value: &Value) -> bool {
+/// Whether a rule holds, with these variables.
+pub(crate) fn holds(rule: &str, variables: &[(&str, &Value)]) -> bool {
     let mut context = Context::default();
     // Kubernetes' own functions for addresses, as far as ours use them.
     let block = |text: &str| text.parse::<IpNet>();
@@ -216,11 +217,13 @@ fn holds(rule: &str, name: &str, value: &Value) -> bool {
         block(&text).map_or_else(|_| String::new(), |block| block.trunc().to_string())
     };
     context.add_function("masked", masked).unwrap();
-    context.add_variable_from_value(name, to_cel(value));
+    for (name, value) in variables {
+        context.add_variable_from_value(*name, to_cel(value));
+    }
     let program = Program::compile(rule).unwrap_or_else(|e| panic!("{rule}: {e}"));
     match program.execute(&context) {
         Ok(Cel::Bool(holds)) => holds,
-        other => panic!("{rule} of {value}: {other:?}"),
+        other => panic!("{rule} of {variables:?}: {other:?}"),
     }
 }
 

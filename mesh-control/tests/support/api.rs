@@ -60,6 +60,10 @@ struct State {
     asked: HashMap<(&'static str, bool), usize>,
     /// Writes so far, by plural.
     writes: HashMap<&'static str, usize>,
+    /// Requests for one object that were answered as `refused` has it, by plural.
+    turned_away: HashMap<&'static str, usize>,
+    /// What somebody else writes just before the next write of a kind, by plural.
+    overtaking: HashMap<&'static str, Value>,
 }
 
 type Key = (&'static str, String, String);
@@ -236,6 +240,18 @@ impl Api {
                 state.refused.remove(plural);
             }
         }
+    }
+
+    /// How often one object of a kind was asked for, or to be written, and that was refused.
+    pub(crate) fn turned_away(&self, kind: &str) -> usize {
+        let turned_away = self.state().turned_away.get(plural(kind)).copied();
+        turned_away.unwrap_or(0)
+    }
+
+    /// Has this object written just before the next write of its kind.
+    pub(crate) fn overtake(&self, object: Value) {
+        let plural = plural(object["kind"].as_str().unwrap());
+        self.state().overtaking.insert(plural, object);
     }
 
     /// Cuts all connections.

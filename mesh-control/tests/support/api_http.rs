@@ -116,8 +116,14 @@ async fn answer(
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let mut state = state.lock().unwrap();
-    if let Some(code) = state.refused.get(asked.plural) {
-        return status(*code, "refused by the double");
+    if let Some(code) = state.refused.get(asked.plural).copied() {
+        *state.turned_away.entry(asked.plural).or_default() += 1;
+        return status(code, "refused by the double");
+    }
+    if method != Method::GET
+        && let Some(object) = state.overtaking.remove(asked.plural)
+    {
+        state.put(object);
     }
     if method == Method::GET {
         *state.asked.entry((asked.plural, false)).or_default() += 1;
@@ -162,6 +168,13 @@ fn one(method: &Method, asked: &Asked, mut body: Value, state: &mut State) -> Re
             }
             state.put(body);
         }
+        (&Method::PATCH, Some(mut there)) if body.is_array() => {
+            if edit(&mut there, &body).is_none() {
+                let what = "the patch can't be applied, or a test of it fails";
+                return status(StatusCode::UNPROCESSABLE_ENTITY, what);
+            }
+            state.put(there);
+        }
         (&Method::PATCH, Some(mut there)) => {
             let uid = &body["metadata"]["uid"];
             if !uid.is_null() && *uid != there["metadata"]["uid"] {
@@ -184,6 +197,30 @@ fn one(method: &Method, asked: &Asked, mut body: Value, state: &mut State) -> Re
         _ => return status(StatusCode::NOT_FOUND, "no such object"),
     }
     json_response(StatusCode::OK, &state.objects[&key])
+}
+
+/// A JSON patch (RFC 6902), as far as ours use it; `None` if it can't be applied.
+fn edit(object: &mut Value, patch: &Value) -> Option<()> {
+    for step in patch.as_array()? {
+        let path = step["path"].as_str()?;
+        match step["op"].as_str()? {
+            "test" => (object.pointer(path)? == &step["value"]).then_some(())?,
+            "remove" => {
+                let (parent, last) = path.rsplit_once('/')?;
+                match object.pointer_mut(parent)? {
+                    Value::Array(items) => {
+                        let index: usize = last.parse().ok()?;
+                        (index < items.len()).then(|| items.remove(index))?;
+                    }
+                    parent => {
+                        parent.as_object_mut()?.remove(last)?;
+                    }
+                }
+            }
+            other => panic!("the double knows no {other}"),
+        }
+    }
+    Some(())
 }
 
 /// An apply by an only owner: metadata is merged, and everything else replaced.

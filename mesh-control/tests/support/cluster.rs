@@ -39,6 +39,7 @@ pub(crate) fn settings() -> Settings {
             write: Duration::ZERO,
             unheard: Duration::ZERO,
         },
+        startup_taint: None,
     }
 }
 

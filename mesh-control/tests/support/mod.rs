@@ -118,7 +118,21 @@ impl Control {
         Self::with(pki, &manifests, Limits::default()).await
     }
 
+    /// One that serves the state of another source than its folder.
+    pub async fn serving(registry: Arc<Registry>) -> Self {
+        Self::over(Pki::new(), MANIFESTS, Limits::default(), Some(registry)).await
+    }
+
     async fn with(pki: Pki, manifests: &str, limits: Limits) -> Self {
+        Self::over(pki, manifests, limits, None).await
+    }
+
+    async fn over(
+        pki: Pki,
+        manifests: &str,
+        limits: Limits,
+        elsewhere: Option<Arc<Registry>>,
+    ) -> Self {
         let folder = pki.path("manifests");
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("mesh.yaml"), manifests).unwrap();
@@ -132,7 +146,8 @@ impl Control {
         let authority = Arc::new(authority.unwrap());
         let state_dir = pki.path("state");
         let tokens = TokenStore::open(&state_dir).unwrap();
-        let (watcher, registry) = Watcher::start(&folder, &domain).unwrap();
+        let (watcher, of_folder) = Watcher::start(&folder, &domain).unwrap();
+        let registry = elsewhere.unwrap_or(of_folder);
         let of_lists = authority.clone();
         let authorities = move || of_lists.authorities();
         let lists: Vec<_> = [pki.path("list.crl")]

@@ -240,3 +240,23 @@ fn a_full_disk_and_a_folder_that_can_not_be_written_are_told_and_healed() {
     let left: Vec<_> = fs::read_dir(&runtime.conf).unwrap().flatten().collect();
     assert_eq!(left.len(), 2, "{left:?}");
 }
+
+#[test]
+fn the_agents_word_of_its_readiness_reaches_control() {
+    let runtime = Runtime::new();
+    runtime.write("10-pods.conflist", LIST);
+    let lab = lab(runtime.plan());
+    let told = |what: &str, holds: &dyn Fn(&str) -> bool| {
+        let heard = wait::until_true(what, wait::PATIENCE, || Ok(holds(&lab.control().status()?)));
+        heard.unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tails()));
+    };
+    let ready = |status: &str| status.contains("mesh-agent ") && !status.contains("not ready");
+    runtime.wait_whole(&lab, "10-pods.conflist");
+    told("that the agent is ready", &ready);
+    fs::write(runtime.conf.join("10-pods.conflist"), "{\"plugins\":").unwrap();
+    told("why it is not", &|status| {
+        status.contains("not ready: the CNI plugin is not in place: ")
+    });
+    runtime.write("10-pods.conflist", LIST);
+    told("that it is again", &ready);
+}

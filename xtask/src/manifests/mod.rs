@@ -49,7 +49,7 @@ const RENDERED: [(&str, &str); 3] = [
 
 /// Installs that are refused: the namespace, what is set beside the values of the plain manifests, and
 /// what the operator is told.
-const REFUSED: [(&str, &[&str], &str); 11] = [
+const REFUSED: [(&str, &[&str], &str); 12] = [
     (NAMESPACE, &["signer.secretName="], "meshctl pki init"),
     (
         NAMESPACE,
@@ -88,6 +88,11 @@ const REFUSED: [(&str, &[&str], &str); 11] = [
     ),
     (NAMESPACE, &["control.replica=3"], "replica"),
     (NAMESPACE, &["agent.uidBase=0"], "uidBase"),
+    (
+        NAMESPACE,
+        &["startupTaint=node.kubernetes.io/not-ready"],
+        "startupTaint",
+    ),
 ];
 
 /// Makes the plain manifests and the chart's README, or compares them.

@@ -32,3 +32,10 @@ imagePullSecrets:
 {{- else if .Values.signer.certManager.issuerName }}nodemesh-signer
 {{- else }}{{ .Values.signer.secretName }}{{ end }}
 {{- end }}
+
+{{/* Bears the start-up taint, whatever its effect: control and agents come before it goes. */}}
+{{- define "nodemesh.startupToleration" -}}
+{{- with .Values.startupTaint -}}
+- {key: {{ . }}, operator: Exists}
+{{- end }}
+{{- end }}

@@ -112,6 +112,8 @@ impl Installer {
                 None => tracing::info!("the CNI plugin is in place"),
             }
             shared.cni_fault.send_replace(fault);
+            // Control is told whether this agent is ready.
+            shared.news.send_replace(());
         }
     }
 

@@ -7,6 +7,7 @@ pub mod definitions;
 mod kind;
 pub mod lease;
 mod objects;
+mod startup;
 mod status;
 mod writer;
 
@@ -28,6 +29,8 @@ use crate::registry::{Directory, Registry};
 use crate::sources::manifests::{Composed, Mistake};
 use kind::{KINDS, Kind};
 use objects::Objects;
+pub use startup::{KeyFault, TaintKey};
+use startup::{Nodes, Remover};
 use status::Reported;
 pub use writer::Pace;
 use writer::Writer;
@@ -55,6 +58,8 @@ pub struct Follower {
     told: Vec<Mistake>,
     statuses: watch::Sender<Vec<Reported>>,
     revocations: watch::Sender<Revocations>,
+    /// Which nodes bear the start-up taint, if there is one.
+    tainted: Option<Nodes>,
 }
 
 /// How a cluster is followed.
@@ -66,6 +71,8 @@ pub struct Settings {
     pub revocations: watch::Sender<Revocations>,
     /// How statuses are written.
     pub pace: Pace,
+    /// The taint that is taken off nodes whose agents are ready.
+    pub startup_taint: Option<TaintKey>,
 }
 
 /// The API can't be followed any more.
@@ -95,10 +102,16 @@ impl Follower {
             told: Vec::new(),
             statuses,
             revocations: settings.revocations,
+            tainted: settings.startup_taint.clone().map(Nodes::new),
         };
         follower.all_listed().await?;
         let directory = follower.compose().await?;
         let registry = Arc::new(Registry::new(directory));
+        if let Some((key, nodes)) = settings.startup_taint.zip(follower.tainted.as_ref()) {
+            let (weak, look) = (Arc::downgrade(&registry), settings.pace.look);
+            let remover = Remover::new(client.clone(), key, weak, look);
+            follower.tasks.spawn(remover.run(nodes.subscribe()));
+        }
         let writer = Writer::new(client.clone(), Arc::downgrade(&registry), settings.pace);
         let statuses = follower.statuses.subscribe();
         follower.tasks.spawn(writer.run(statuses));
@@ -113,7 +126,7 @@ impl Follower {
             tokio::select! {
                 event = self.events.recv() => {
                     let (kind, event) = event.ok_or(Ended)?;
-                    self.objects.apply(kind, event);
+                    self.take(kind, event);
                 }
                 _ = tell.tick() => {
                     let missing: Vec<_> = self.objects.missing().map(|kind| kind.name).collect();
@@ -131,17 +144,25 @@ impl Follower {
     pub async fn run(mut self, registry: Arc<Registry>) -> Result<(), Ended> {
         loop {
             let (kind, event) = self.events.recv().await.ok_or(Ended)?;
-            if !self.objects.apply(kind, event) {
+            if !self.take(kind, event) {
                 continue;
             }
             tokio::time::sleep(SETTLE).await;
             while let Ok((kind, event)) = self.events.try_recv() {
-                self.objects.apply(kind, event);
+                self.take(kind, event);
             }
             let directory = self.compose().await?;
             let number = registry.set_sources(&directory, Instant::now());
             self.report(number);
         }
+    }
+
+    /// Takes an event. Returns whether anything is another way now.
+    fn take(&mut self, kind: Kind, event: Event<DynamicObject>) -> bool {
+        if let Some(nodes) = self.tainted.as_mut().filter(|_| kind.name == "Node") {
+            nodes.note(&event, Instant::now());
+        }
+        self.objects.apply(kind, event)
     }
 
     /// What is wrong with the present objects, or skipped.
