@@ -6,6 +6,7 @@ mod demo;
 mod ebpf;
 mod exec;
 mod fuzz;
+mod k8s_test;
 mod manifests;
 mod release;
 mod setup;
@@ -48,6 +49,8 @@ enum Command {
     ///
     /// Needs nothing but a C++ compiler; coverage needs LLVM's tools.
     Fuzz(fuzz::FuzzArgs),
+    /// Test in a real Kubernetes cluster, from the chart's install to its uninstall
+    K8sTest(Box<k8s_test::K8sTestArgs>),
     /// Show the mesh at work on two nodes made of network namespaces (root)
     Demo(demo::DemoArgs),
     /// Do everything to the mesh, time and again, under load, and see that nothing grows (root)
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(workspace, &args),
         Command::VmTest(args) => vm_test::run(workspace, &args),
         Command::Fuzz(args) => fuzz::run(workspace, &args),
+        Command::K8sTest(args) => k8s_test::run(workspace, &args),
         Command::Demo(args) => demo::run(workspace, &args),
         Command::Soak(args) => soak::run(workspace, &args),
         Command::Manifests(args) => manifests::run(workspace, &args),

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use mesh_lab::programs;
 
+use crate::k8s_test::{self, K8sTestArgs};
 use crate::manifests::{self, ManifestsArgs};
 use crate::vm_test::{self, VmTestArgs};
 use crate::{build, exec, setup};
@@ -83,6 +84,11 @@ pub(crate) fn run(workspace: &Path, args: &TestArgs) -> Result<()> {
             exec::run(Command::new(&xtask).args(short))
         })?;
         step("vm-test", || vm_test::run(workspace, &VmTestArgs::all()))?;
+        step("k8s-test", || {
+            k8s_test::run(workspace, &K8sTestArgs::without_cluster())
+        })?;
+        let cases = k8s_test::names().map(|name| (name, k8s_test::NO_CLUSTER.to_owned()));
+        skipped.extend(cases);
     }
     println!("\nall passed in {} s", started.elapsed().as_secs());
     println!("skipped: {}", skipped.len());

@@ -44,6 +44,26 @@ pub(crate) struct ReleaseArgs {
     out: Option<PathBuf>,
 }
 
+impl ReleaseArgs {
+    /// Images in this folder.
+    pub(crate) fn images_in(out: PathBuf, no_build: bool) -> Self {
+        Self {
+            no_build,
+            out: Some(out),
+        }
+    }
+}
+
+/// Name of the archive that [`images`] leaves of an image.
+pub(crate) fn archive_name(image: &str) -> String {
+    format!("{image}-{}-linux-amd64.oci.tar", env!("CARGO_PKG_VERSION"))
+}
+
+/// Where the static binaries are that images are made of.
+pub(crate) fn binaries_folder(workspace: &Path) -> PathBuf {
+    build::folder(workspace)
+}
+
 /// What a release is called, and of when.
 struct Release {
     version: String,
@@ -213,10 +233,7 @@ fn put_images(
     for (name, of) in IMAGES {
         let image = image::pack(name, &recipe(workspace, name)?, binaries, release)?;
         let version = &release.version;
-        shelf.put(
-            format!("{name}-{version}-linux-amd64.oci.tar"),
-            &image.archive,
-        )?;
+        shelf.put(archive_name(name), &image.archive)?;
         println!("  {}", image.digest);
         let bill = packages.bill(name, of, release)?;
         shelf.put_json(format!("{name}-{version}.cdx.json"), &bill)?;
