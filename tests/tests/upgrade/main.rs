@@ -5,6 +5,7 @@ mod bounds;
 mod counted;
 mod pods_go;
 mod under_load;
+mod uninstall;
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
