@@ -7,6 +7,7 @@ use std::{fs, io};
 
 use super::{Feature, Need};
 use crate::capture::socket_netns_cookie;
+use crate::supervisor::sock_diag::can_destroy;
 
 pub(super) fn probe() -> Vec<Feature> {
     vec![
@@ -67,6 +68,14 @@ pub(super) fn probe() -> Vec<Feature> {
             config: "CONFIG_SECRETMEM (before 6.5 also secretmem.enable=1 at boot)",
             // A flag that there isn't tells the call from one that is switched off.
             lack: refused(memfd_secret(), libc::EINVAL),
+        },
+        Feature {
+            name: "SOCK_DESTROY".to_owned(),
+            need: Need::Optional,
+            purpose: "without it connections that are older than their pod's enrolment are not reset at their end: the wall drops what they send",
+            since: "4.5",
+            config: "CONFIG_INET_DIAG, CONFIG_INET_DIAG_DESTROY",
+            lack: can_destroy().err().map(|e| e.to_string()),
         },
     ]
 }

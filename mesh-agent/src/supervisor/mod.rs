@@ -82,7 +82,7 @@ mod signing;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod simulated;
-mod sock_diag;
+pub(crate) mod sock_diag;
 mod standing;
 mod sysctls;
 mod tamper;

@@ -72,6 +72,21 @@ pub(super) fn destroy(connection: &Connection) -> io::Result<()> {
     }
 }
 
+/// Whether this kernel resets connections: it looks for one that there isn't, or does not even look.
+///
+/// # Errors
+/// If it can't, or has no `sock_diag` for TCP.
+pub(crate) fn can_destroy() -> io::Result<()> {
+    // A kernel without any of it says the same as one that finds no such connection.
+    listening()?;
+    let [family, ..] = libc::AF_INET.to_le_bytes();
+    let request = request(family, 0, &[0; ID_BYTES]);
+    match netlink::request_of(NETLINK_SOCK_DIAG, SOCK_DESTROY, 0, &request) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
 fn dump<T, C: FromIterator<T>>(
     states: u32,
     read: impl Fn(&[u8]) -> io::Result<T>,

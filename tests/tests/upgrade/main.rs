@@ -4,6 +4,7 @@
 mod bounds;
 mod counted;
 mod pods_go;
+mod told;
 mod under_load;
 mod uninstall;
 
