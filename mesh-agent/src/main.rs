@@ -313,6 +313,13 @@ fn describe(pod: &PodReport) -> String {
             old.pid, old.connections, old.until_s
         ));
     }
+    match pod.foreign_processes.as_str() {
+        "" if pod.state == PodState::Enrolled => {
+            line.push_str("; foreign processes in it are not told apart (yet)");
+        }
+        "" | "audit" => {}
+        refused => line.push_str(&format!("; foreign processes: {refused}")),
+    }
     for lack in &pod.budget_unenforced {
         line.push_str(&format!("; not in force: {lack}"));
     }

@@ -7,7 +7,7 @@ use mesh_api::convert::{Entry, workload_from_wire, workload_to_wire};
 use mesh_api::workload as wire;
 use mesh_core::budget::Fields;
 use mesh_core::identity::{Identity, TrustDomain};
-use mesh_core::model::{Enrolment, Service, TunnelPort, Workload};
+use mesh_core::model::{Enrolment, ForeignProcesses, Service, TunnelPort, Workload};
 use proptest::prelude::*;
 
 fn own() -> TrustDomain {
@@ -158,6 +158,12 @@ fn workload() -> impl Strategy<Value = Workload> {
             Just(Enrolment::Enforce)
         ],
         prop_oneof![Just(TunnelPort::Hbone), Just(TunnelPort::Original)],
+        prop_oneof![
+            Just(ForeignProcesses::Audit),
+            Just(ForeignProcesses::Refuse),
+            Just(ForeignProcesses::RefuseExec)
+        ],
+        any::<bool>(),
         prop::collection::btree_map(
             key(),
             prop::collection::btree_map(1u16.., 1u16.., 0..4),
@@ -172,6 +178,8 @@ fn workload() -> impl Strategy<Value = Workload> {
                 addresses,
                 enrolment,
                 tunnel_port,
+                foreign_processes,
+                shares_processes,
                 services,
                 probe_ports,
                 budget,
@@ -183,6 +191,8 @@ fn workload() -> impl Strategy<Value = Workload> {
                     addresses,
                     enrolment,
                     tunnel_port,
+                    foreign_processes,
+                    shares_processes,
                     services,
                     probe_ports,
                     budget: fields(&budget).in_range(),

@@ -50,6 +50,10 @@ pub enum KernelReason {
     WallProbe = 21,
     /// sockops: a probe of kubelet's found no room, so the pod's worker gets it.
     ProbeNoRoom = 22,
+    /// connect, sendmsg: a process that is not in the pod's own cgroup.
+    ForeignProcess = 23,
+    /// connect, sendmsg: a process that was put into one of the pod's containers from outside.
+    EnteredProcess = 24,
 }
 
 /// Counters a pod has in `REFUSALS`; greater than every [`KernelReason`].
@@ -101,7 +105,7 @@ pub struct EventBudget {
 
 impl KernelReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::ConnectReservedPort,
         Self::ConnectNoRoute,
         Self::ConnectBoundDevice,
@@ -124,6 +128,8 @@ impl KernelReason {
         Self::WallGrandfatherEnded,
         Self::WallProbe,
         Self::ProbeNoRoom,
+        Self::ForeignProcess,
+        Self::EnteredProcess,
     ];
 }
 

@@ -22,6 +22,7 @@
 
 mod event;
 mod flow;
+mod foreign;
 mod grandfathered;
 mod pod;
 mod policy;
@@ -34,6 +35,10 @@ pub use flow::{ClientLabel, FLOW_KIND_APP_DIAL, FLOW_KIND_CAPTURED, Flow, FlowKe
 pub use flow::{
     SOCKET_APP_ACCEPTED, SOCKET_CAPTURED, SOCKET_FROM_APP, SOCKET_NONE, SOCKET_PROBE,
     SOCKET_PROBE_ACCEPTED, SOCKET_WORKER, SocketState,
+};
+pub use foreign::{
+    ForeignEvent, OWN_KNOWN, OWN_REFUSE_ENTERED, OWN_REFUSE_FOREIGN, OWN_TELL_ENTERED,
+    OwnProcesses, TaskLayout,
 };
 pub use grandfathered::{GRANDFATHERED_INBOUND, GRANDFATHERED_PER_POD, Grandfathered};
 pub use pod::{
@@ -136,7 +141,11 @@ pub mod map_name {
     pub const PROBED: &str = "PROBED";
     /// Ring buffer of [`crate::RefusalEvent`].
     pub const EVENTS: &str = next("EVENTS", "EVENTS_2");
-    /// Array: slot → [`crate::EventBudget`].
+    /// Array: slot → [`crate::OwnProcesses`].
+    pub const PROCESSES: &str = "PROCESSES";
+    /// Ring buffer of [`crate::ForeignEvent`].
+    pub const FOREIGN: &str = "FOREIGN";
+    /// Array: slot → [`crate::EventBudget`], of both ring buffers.
     pub const EVENT_BUDGETS: &str = "EVENT_BUDGETS";
 }
 

@@ -10,7 +10,7 @@ use std::fs;
 use std::time::Duration;
 
 use mesh_control::sources::manifests::{Loaded, ManifestFault, load};
-use mesh_core::model::{Enrolment, Locality, TunnelPort};
+use mesh_core::model::{Enrolment, ForeignProcesses, Locality, TunnelPort};
 use mesh_core::policy::{
     Action, AuthenticationMode, AuthenticationPolicy, AuthorizationPolicy, Direction, PeerTerm,
     PortTerm, Protocol, Rule, Target,
@@ -789,4 +789,32 @@ fn labels_of_a_pod_overrule_those_of_its_namespace() {
         let found = (found.enrolment, found.tunnel_port);
         assert_eq!(found, expected, "{namespace} {pod}");
     }
+}
+
+#[test]
+fn labels_say_what_becomes_of_foreign_processes() {
+    use ForeignProcesses::{Audit, Refuse, RefuseExec};
+    let label = "nodemesh.dev/foreign-processes";
+    for (namespace, pod, expected) in [
+        ("", "", Audit),
+        ("refuse", "", Refuse),
+        ("refuse", "audit", Audit),
+        ("", "refuse-exec", RefuseExec),
+    ] {
+        let labels = |value: &str| match value {
+            "" => "{}".to_owned(),
+            value => format!("{{{label}: {value}}}"),
+        };
+        let text = format!(
+            "kind: Namespace\nmetadata: {{name: n, labels: {}}}\n---\nkind: Pod\nmetadata: {{name: p, namespace: n, labels: {}}}\nspec: {{nodeName: node-a, shareProcessNamespace: true}}\n",
+            labels(namespace),
+            labels(pod),
+        );
+        let mesh = loaded(&text).0.unwrap().mesh;
+        let found = mesh.workload("Kubernetes//v1/Pod/n/p").unwrap();
+        assert_eq!(found.foreign_processes, expected, "{namespace} {pod}");
+        assert!(found.shares_processes);
+    }
+    let mistaken = format!("kind: Namespace\nmetadata: {{name: n, labels: {{{label}: deny}}}}\n");
+    assert!(loaded(&mistaken).0.is_err());
 }

@@ -41,6 +41,19 @@ pub enum TunnelPort {
     Original,
 }
 
+/// What becomes of processes that use a pod's network and are none of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForeignProcesses {
+    /// They are counted and told of.
+    #[default]
+    Audit,
+    /// Those from outside of the pod are refused, such as a port-forward; those that were put into
+    /// its containers are counted and told of.
+    Refuse,
+    /// Those are refused as well: execs, and exec probes.
+    RefuseExec,
+}
+
 /// Whether an endpoint takes connections, as its own node found out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Health {
@@ -79,6 +92,10 @@ pub struct Workload {
     pub enrolment: Enrolment,
     /// Where tunnels to it go.
     pub tunnel_port: TunnelPort,
+    /// What becomes of foreign processes in its network.
+    pub foreign_processes: ForeignProcesses,
+    /// Its containers share one pid namespace.
+    pub shares_processes: bool,
     /// Its labels, as the orchestrator has them.
     pub labels: Labels,
     /// What its node's health checks say.
@@ -107,6 +124,8 @@ impl Workload {
             addresses: Vec::new(),
             enrolment: Enrolment::None,
             tunnel_port: TunnelPort::Hbone,
+            foreign_processes: ForeignProcesses::Audit,
+            shares_processes: false,
             labels: Labels::new(),
             health: Health::Healthy,
             locality: Locality::default(),

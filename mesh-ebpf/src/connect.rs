@@ -15,7 +15,7 @@ use crate::context::{
     field,
 };
 use crate::refusal::{self, Attempt};
-use crate::{pod, policy, probe, storage};
+use crate::{foreign, pod, policy, probe, storage};
 
 #[inline(always)]
 pub(crate) fn connect4(ctx: &SockAddrContext) -> i32 {
@@ -34,14 +34,19 @@ fn connect(socket: &SocketAddress) -> i32 {
         probe::connect(socket, netns);
         return ALLOW;
     };
-    if socket.protocol() != IPPROTO_TCP {
-        return ALLOW;
-    }
+    let protocol = socket.protocol();
     let (address, port) = (socket.address(), socket.port());
-    if pod.flags & POD_CUT_OFF != 0 {
+    if protocol == IPPROTO_TCP && pod.flags & POD_CUT_OFF != 0 {
         return refuse(pod, KernelReason::CutOff, EPERM, address, port);
     }
-    if pod::caller_is_worker(pod) {
+    let by_worker = pod::caller_is_worker(pod);
+    if !by_worker && foreign::is_refused(pod, address, port, protocol) {
+        return deny(EPERM);
+    }
+    if protocol != IPPROTO_TCP {
+        return ALLOW;
+    }
+    if by_worker {
         return worker_dial(socket, pod, address, port);
     }
     if pod::is_reserved(port) {

@@ -10,6 +10,8 @@ mod address;
 mod bind;
 mod connect;
 mod context;
+mod descent;
+mod foreign;
 mod grandfathered;
 mod lookup;
 mod maps;
@@ -58,6 +60,18 @@ fn bind4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(bind6)]
 fn bind6(ctx: SockAddrContext) -> i32 {
     bind::bind6(&ctx)
+}
+
+/// Root cgroup.
+#[cgroup_sock_addr(sendmsg4)]
+fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    foreign::sendmsg4(&ctx)
+}
+
+/// Root cgroup.
+#[cgroup_sock_addr(sendmsg6)]
+fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    foreign::sendmsg6(&ctx)
 }
 
 /// Root cgroup.

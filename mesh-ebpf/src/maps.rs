@@ -4,16 +4,17 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, RingBuf, SkStorage, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::{
-    EventBudget, FLOWS_PER_POD, Flow, FlowKey, GRANDFATHERED_PER_POD, GlobalConfig, Grandfathered,
-    LISTENERS_PER_POD, MAX_PODS, POLICY_ENTRIES_PER_POD, PROBE_PORTS_PER_POD, PROBES_PER_NODE,
-    PodConfig, PolicyEntry, PolicyKey, Probe, ProbePort, REASON_SLOTS, RefusalEvent, SocketState,
-    WallConfig,
+    EventBudget, FLOWS_PER_POD, Flow, FlowKey, ForeignEvent, GRANDFATHERED_PER_POD, GlobalConfig,
+    Grandfathered, LISTENERS_PER_POD, MAX_PODS, OwnProcesses, POLICY_ENTRIES_PER_POD,
+    PROBE_PORTS_PER_POD, PROBES_PER_NODE, PodConfig, PolicyEntry, PolicyKey, Probe, ProbePort,
+    REASON_SLOTS, RefusalEvent, SocketState, TaskLayout, WallConfig,
 };
 
 const PODS_LEN: usize = MAX_PODS as usize;
 const EVENTS_BYTES: usize = 256 * 1024;
 /// A pod has two addresses at most.
 const PROBE_PORTS_LEN: usize = 2 * PODS_LEN * PROBE_PORTS_PER_POD as usize;
+const FOREIGN_BYTES: usize = 64 * 1024;
 
 /// Tuples of one pod.
 pub(crate) type PodFlows =
@@ -67,6 +68,12 @@ pub(crate) static POLICIES: ArrayOfMaps<PodPolicy, PODS_LEN> = ArrayOfMaps::new(
 pub(crate) static EVENTS: RingBuf<RefusalEvent, EVENTS_BYTES> = RingBuf::new();
 
 #[btf_map]
+pub(crate) static PROCESSES: Array<OwnProcesses, PODS_LEN> = Array::new();
+
+#[btf_map]
+pub(crate) static FOREIGN: RingBuf<ForeignEvent, FOREIGN_BYTES> = RingBuf::new();
+
+#[btf_map]
 pub(crate) static EVENT_BUDGETS: Array<EventBudget, PODS_LEN> = Array::new();
 
 #[btf_map]
@@ -96,3 +103,16 @@ pub(crate) static SLOT: u32 = u32::MAX;
 /// would refuse the helper if it could be reached.
 #[unsafe(no_mangle)]
 pub(crate) static MPTCP: u32 = 0;
+
+/// Where the kernel has a process's descent; the loader says so. Of zeros nothing is called that
+/// the verifier could refuse.
+#[unsafe(no_mangle)]
+pub(crate) static TASK: TaskLayout = TaskLayout {
+    real_parent: 0,
+    group_leader: 0,
+    thread_pid: 0,
+    level: 0,
+    numbers: 0,
+    number_bytes: 0,
+    nr: 0,
+};

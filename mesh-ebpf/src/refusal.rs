@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use mesh_common::{
-    EVENT_AUDITED, EVENTS_PER_POD_PER_SECOND, KernelReason, REASON_SLOTS, RefusalEvent,
+    EVENT_AUDITED, EVENTS_PER_POD_PER_SECOND, EventBudget, KernelReason, REASON_SLOTS, RefusalEvent,
 };
 
 use crate::address::Address;
@@ -37,10 +37,7 @@ impl Attempt {
 #[inline(always)]
 pub(crate) fn record(slot: u32, reason: KernelReason, attempt: &Attempt) {
     let reason = reason as u32;
-    if let Some(counter) = REFUSALS.get_ptr_mut(slot * REASON_SLOTS + reason) {
-        // SAFETY: an aligned u64 of the map.
-        unsafe { increment(counter) };
-    }
+    count(slot, reason);
     report(slot, reason, attempt, 0);
 }
 
@@ -48,11 +45,26 @@ pub(crate) fn record(slot: u32, reason: KernelReason, attempt: &Attempt) {
 #[inline(always)]
 pub(crate) fn record_audited(slot: u32, reason: KernelReason, attempt: &Attempt) {
     let reason = reason as u32;
+    count_audited(slot, reason);
+    report(slot, reason, attempt, EVENT_AUDITED);
+}
+
+/// Counts one that is refused.
+#[inline(always)]
+pub(crate) fn count(slot: u32, reason: u32) {
+    if let Some(counter) = REFUSALS.get_ptr_mut(slot * REASON_SLOTS + reason) {
+        // SAFETY: an aligned u64 of the map.
+        unsafe { increment(counter) };
+    }
+}
+
+/// Counts one that is let through.
+#[inline(always)]
+pub(crate) fn count_audited(slot: u32, reason: u32) {
     if let Some(counter) = AUDITED.get_ptr_mut(slot * REASON_SLOTS + reason) {
         // SAFETY: an aligned u64 of the map.
         unsafe { increment(counter) };
     }
-    report(slot, reason, attempt, EVENT_AUDITED);
 }
 
 /// Adds one atomically. `core` has no read-modify-write for this target.
@@ -72,14 +84,11 @@ pub(crate) unsafe fn increment(counter: *mut u64) {
     }
 }
 
-/// The budget is not exact when processors race for it; the counters are.
+/// The pod's budget, if there is an event left in it. It is not exact when processors race for it;
+/// the counters are.
 #[inline(always)]
-fn report(slot: u32, reason: u32, attempt: &Attempt, flags: u8) {
-    let Some(budget) = EVENT_BUDGETS.get_ptr_mut(slot) else {
-        return;
-    };
-    // SAFETY: takes nothing.
-    let time_ns = unsafe { bpf_ktime_get_ns() };
+pub(crate) fn take_budget(slot: u32, time_ns: u64) -> Option<&'static mut EventBudget> {
+    let budget = EVENT_BUDGETS.get_ptr_mut(slot)?;
     // SAFETY: an element of the array; racing writers only blur the budget.
     let budget = unsafe { &mut *budget };
     if time_ns.wrapping_sub(budget.window_start_ns) > SECOND_NS {
@@ -88,9 +97,25 @@ fn report(slot: u32, reason: u32, attempt: &Attempt, flags: u8) {
     }
     if budget.sent >= EVENTS_PER_POD_PER_SECOND {
         budget.suppressed += 1;
-        return;
+        return None;
     }
     budget.sent += 1;
+    Some(budget)
+}
+
+/// What became of an event that the budget had room for.
+#[inline(always)]
+pub(crate) fn settle_budget(budget: &mut EventBudget, is_out: bool) {
+    budget.suppressed = if is_out { 0 } else { budget.suppressed + 1 };
+}
+
+#[inline(always)]
+fn report(slot: u32, reason: u32, attempt: &Attempt, flags: u8) {
+    // SAFETY: takes nothing.
+    let time_ns = unsafe { bpf_ktime_get_ns() };
+    let Some(budget) = take_budget(slot, time_ns) else {
+        return;
+    };
     let suppressed = if budget.suppressed > 0xffff {
         u16::MAX
     } else {
@@ -108,8 +133,5 @@ fn report(slot: u32, reason: u32, attempt: &Attempt, flags: u8) {
         flags,
         suppressed,
     };
-    match EVENTS.output(&event, 0) {
-        Ok(()) => budget.suppressed = 0,
-        Err(_) => budget.suppressed += 1,
-    }
+    settle_budget(budget, EVENTS.output(&event, 0).is_ok());
 }

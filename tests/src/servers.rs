@@ -14,7 +14,15 @@ use crate::pod::Pod;
 /// # Errors
 /// If it can't be started or does not listen.
 pub fn nginx(pod: &Pod, ports: &[u16], body: &str) -> Result<App> {
-    nginx_with(pod, ports, body, "/dev/stdout shown")
+    nginx_with(pod, ports, body, "/dev/stdout shown", None)
+}
+
+/// [`nginx`] in this cgroup below the pod's.
+///
+/// # Errors
+/// As [`nginx`].
+pub fn nginx_in(pod: &Pod, ports: &[u16], body: &str, cgroup: &str) -> Result<App> {
+    nginx_with(pod, ports, body, "/dev/stdout shown", Some(cgroup))
 }
 
 /// [`nginx`] without an access log, for measurements.
@@ -22,7 +30,7 @@ pub fn nginx(pod: &Pod, ports: &[u16], body: &str) -> Result<App> {
 /// # Errors
 /// As [`nginx`].
 pub fn quiet_nginx(pod: &Pod, ports: &[u16], body: &str) -> Result<App> {
-    nginx_with(pod, ports, body, "off")
+    nginx_with(pod, ports, body, "off", None)
 }
 
 /// The lab's own server, which says what addresses it sees and then echoes.
@@ -36,7 +44,13 @@ pub fn echo(pod: &Pod, port: u16) -> Result<App> {
     Ok(server)
 }
 
-fn nginx_with(pod: &Pod, ports: &[u16], body: &str, log: &str) -> Result<App> {
+fn nginx_with(
+    pod: &Pod,
+    ports: &[u16],
+    body: &str,
+    log: &str,
+    cgroup: Option<&str>,
+) -> Result<App> {
     let mut listen = String::new();
     for port in ports {
         for address in wildcards(pod) {
@@ -59,11 +73,11 @@ fn nginx_with(pod: &Pod, ports: &[u16], body: &str, log: &str) -> Result<App> {
     );
     let name = format!("nginx-{}.conf", ports.first().copied().unwrap_or_default());
     let path = pod.write(&name, configuration)?;
-    let app = pod
-        .command("nginx")
-        .args(["-e", "stderr", "-c"])
-        .arg(path)
-        .spawn()?;
+    let nginx = pod.command("nginx").args(["-e", "stderr", "-c"]).arg(path);
+    let app = match cgroup {
+        Some(cgroup) => nginx.cgroup(cgroup).spawn()?,
+        None => nginx.spawn()?,
+    };
     for port in ports {
         pod.wait_listening(*port)
             .with_context(|| format!("nginx said {:?}", app.stderr()))?;

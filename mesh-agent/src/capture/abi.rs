@@ -3,8 +3,8 @@
 use aya::Pod;
 use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, MapError, SockMap};
 use mesh_common::{
-    EventBudget, Flow, FlowKey, GlobalConfig, Grandfathered, PodConfig, PolicyEntry, PolicyKey,
-    Probe, ProbePort, WallConfig, map_name,
+    EventBudget, Flow, FlowKey, GlobalConfig, Grandfathered, OwnProcesses, PodConfig, PolicyEntry,
+    PolicyKey, Probe, ProbePort, TaskLayout, WallConfig, map_name,
 };
 
 use super::error::{CaptureError, Result};
@@ -33,7 +33,9 @@ plain!(
     PolicyKey,
     PolicyEntry,
     ProbePort,
-    Probe
+    Probe,
+    OwnProcesses,
+    TaskLayout
 );
 
 /// Tuples of one pod.
@@ -60,6 +62,7 @@ pub(super) struct Maps {
     pub(super) probes: HashMap<MapData, Abi<FlowKey>, Abi<Probe>>,
     pub(super) probed: Array<MapData, u64>,
     pub(super) event_budgets: Array<MapData, Abi<EventBudget>>,
+    pub(super) processes: Array<MapData, Abi<OwnProcesses>>,
 }
 
 impl Maps {
@@ -97,6 +100,9 @@ impl Maps {
             })?,
             probed: typed(map_name::PROBED, |n| Map::Array(data(pins, n)?).try_into())?,
             event_budgets: typed(map_name::EVENT_BUDGETS, |n| {
+                Map::Array(data(pins, n)?).try_into()
+            })?,
+            processes: typed(map_name::PROCESSES, |n| {
                 Map::Array(data(pins, n)?).try_into()
             })?,
         })

@@ -42,6 +42,8 @@ pub(super) enum AttachType {
     Inet6Bind = 9,
     Inet4Connect = 10,
     Inet6Connect = 11,
+    Udp4Sendmsg = 14,
+    Udp6Sendmsg = 15,
     Getsockopt = 21,
     Setsockopt = 22,
     Inet4Getpeername = 29,

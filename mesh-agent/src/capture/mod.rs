@@ -15,6 +15,7 @@ mod events;
 pub(crate) mod features;
 mod filters;
 mod finding;
+mod foreign;
 mod grandfathered;
 mod inner;
 mod integrity;
@@ -30,6 +31,7 @@ mod probes;
 mod reason;
 mod shut;
 mod takeover;
+mod task;
 mod walls;
 mod watch;
 
@@ -41,15 +43,15 @@ use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
 use aya::programs::ProgramFd;
-use mesh_common::{ABI_VERSION, GlobalConfig, map_name};
+use mesh_common::{ABI_VERSION, ForeignEvent, GlobalConfig, map_name};
 
 use abi::Maps;
 use bpf::{AttachType, Target};
 use elements::Elements;
 pub use error::{CaptureError, Result};
-pub use events::Events;
 #[cfg(feature = "fuzzing")]
 pub(crate) use events::decode as decode_event;
+pub use events::{Event, Events};
 pub use finding::{Deviation, Finding, Remedy};
 pub use grandfathered::kernel_clock_ns;
 pub use measure::{Measured, MeasuredProgram, measure};
@@ -125,6 +127,17 @@ impl Capture {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn events(&self) -> Result<Events> {
+        Events::open(&self.pins)
+    }
+
+    /// The stream of processes that were noticed in pods they are none of. One reader per agent.
+    ///
+    /// # Errors
+    /// If the ring buffer can't be mapped.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn foreign(&self) -> Result<Events<ForeignEvent>> {
         Events::open(&self.pins)
     }
 

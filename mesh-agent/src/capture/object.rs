@@ -10,12 +10,13 @@ use super::bpf::{self, AttachType, Target};
 use super::error::{self, CaptureError, Result};
 use super::features;
 use super::pins::Pins;
+use super::task;
 
 /// Built by `cargo xtask ebpf`, embedded by the build script; empty when it wasn't built.
 pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-ebpf.o"));
 
-pub(super) const MAPS: [&str; 16] = [
+pub(super) const MAPS: [&str; 18] = [
     map_name::CONFIG,
     map_name::PODS,
     map_name::FLOWS,
@@ -32,6 +33,8 @@ pub(super) const MAPS: [&str; 16] = [
     map_name::PROBED,
     map_name::EVENTS,
     map_name::EVENT_BUDGETS,
+    map_name::PROCESSES,
+    map_name::FOREIGN,
 ];
 
 /// Where a program is attached for all pods.
@@ -44,11 +47,13 @@ pub(super) enum Place {
 }
 
 /// Programs that are attached once, by the name they and their links have.
-pub(super) const ATTACHED_ONCE: [(&str, Place, AttachType); 12] = [
+pub(super) const ATTACHED_ONCE: [(&str, Place, AttachType); 14] = [
     ("connect4", Place::Root, AttachType::Inet4Connect),
     ("connect6", Place::Root, AttachType::Inet6Connect),
     ("bind4", Place::Root, AttachType::Inet4Bind),
     ("bind6", Place::Root, AttachType::Inet6Bind),
+    ("sendmsg4", Place::Root, AttachType::Udp4Sendmsg),
+    ("sendmsg6", Place::Root, AttachType::Udp6Sendmsg),
     ("getpeername4", Place::Root, AttachType::Inet4Getpeername),
     ("getpeername6", Place::Root, AttachType::Inet6Getpeername),
     ("getsockname4", Place::Root, AttachType::Inet4Getsockname),
@@ -65,6 +70,8 @@ const SLOT: &str = "SLOT";
 
 /// Global that says whether the kernel has MPTCP.
 const MPTCP: &str = "MPTCP";
+/// Global that says where the kernel has a process's descent.
+const TASK: &str = "TASK";
 static PRESENT: u32 = 1;
 static ABSENT: u32 = 0;
 
@@ -102,6 +109,7 @@ impl Loader {
         loader.btf(None);
         let mptcp = if features::mptcp() { &PRESENT } else { &ABSENT };
         loader.override_global(MPTCP, mptcp, true);
+        loader.override_global(TASK, task::layout(), true);
         Ok(Self { loader })
     }
 

@@ -31,6 +31,7 @@ impl Capture {
         self.clear_policy(slot)?;
         self.end_grandfathering(slot)?;
         self.set_probe_ports(slot, &[], &BTreeSet::new())?;
+        self.forget_processes(slot)?;
         self.zero_counters(slot)
     }
 
@@ -125,6 +126,7 @@ impl Capture {
             results.push(self.remove_inner(name, slot));
         }
         results.push(self.set_probe_ports(slot, &[], &BTreeSet::new()));
+        results.push(self.forget_processes(slot));
         results.push(self.zero_counters(slot));
         results.into_iter().collect()
     }

@@ -29,6 +29,8 @@ pub const fn reason(kernel: KernelReason) -> Reason {
         KernelReason::WallGrandfatherEnded => Reason::GrandfatherEnded,
         KernelReason::WallProbe => Reason::WallProbe,
         KernelReason::ProbeNoRoom => Reason::ProbeNoRoom,
+        KernelReason::ForeignProcess => Reason::ForeignProcess,
+        KernelReason::EnteredProcess => Reason::EnteredProcess,
     }
 }
 

@@ -9,8 +9,8 @@ use super::abi::{self, Abi};
 use super::bpf::{AttachType, Target};
 use super::error::{self, Result};
 use super::object::{self, Updated};
-use super::pods::{absent, check};
 use super::pins::Pins;
+use super::pods::{absent, check};
 use super::{Capture, clsact, device, pins};
 
 /// One of the two; its links are `<program>-<ifindex>`.

@@ -130,6 +130,12 @@ impl MeshCgroup {
         self.mounts.unified.join(&self.name)
     }
 
+    /// Where the hierarchy is mounted.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.mounts.unified
+    }
+
     /// Names of the pods' cgroups that exist (`<namespace>_<name>`).
     ///
     /// # Errors

@@ -292,7 +292,7 @@ pub fn port_tables(text: &str) {
 
 /// A refusal out of the ring buffer.
 pub fn kernel_event(bytes: &[u8]) {
-    if let Ok(event) = capture::decode_event(bytes) {
+    if let Ok(event) = capture::decode_event::<mesh_common::RefusalEvent>(bytes) {
         let from = events::address(event.source, event.source_port);
         assert!(!from.is_empty() && from.is_ascii());
         let reason = capture::from_number(event.reason).map(capture::reason);

@@ -25,6 +25,23 @@ pub(super) fn pod_uid(cgroups: &str) -> Option<String> {
     of_pods.find_map(|path| path.split('/').find_map(uid_in_name))
 }
 
+/// The path of the pod's own cgroup in cgroup v2, by `/proc/<pid>/cgroup` of one of its processes.
+/// On a hybrid node the pod may be in cgroup v1 alone.
+pub(super) fn own_cgroup<'a>(cgroups: &'a str, uid: &str) -> Option<&'a str> {
+    let path = cgroups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    path.contains(PODS).then_some(())?;
+    let mut end = 0;
+    for name in path.split('/') {
+        end += name.len();
+        if let Some(found) = uid_in_name(name) {
+            // The outermost, as above.
+            return (found == uid).then(|| &path[..end]);
+        }
+        end += 1;
+    }
+    None
+}
+
 fn uid_in_name(name: &str) -> Option<String> {
     let name = name.strip_suffix(".slice").unwrap_or(name);
     let uid = match name.strip_prefix("pod") {
@@ -104,6 +121,24 @@ mod tests {
             pod_uid(fixed).as_deref(),
             Some("0123456789abcdef0123456789abcdef")
         );
+    }
+
+    #[test]
+    fn a_pods_own_cgroup_is_the_one_that_has_its_uid() {
+        let own = format!("/kubepods/burstable/pod{UID}");
+        for below in ["", "/0123abc", "/0123abc/podother/x"] {
+            let cgroups = format!("12:cpu:/elsewhere\n0::{own}{below}\n");
+            assert_eq!(own_cgroup(&cgroups, UID), Some(own.as_str()), "{cgroups}");
+            assert_eq!(own_cgroup(&cgroups, "other"), None);
+        }
+        let slice = format!(
+            "/kubepods.slice/kubepods-pod{}.slice",
+            UID.replace('-', "_")
+        );
+        let cgroups = format!("0::{slice}/cri-containerd-0123.scope");
+        assert_eq!(own_cgroup(&cgroups, UID), Some(slice.as_str()));
+        let v1_alone = format!("12:cpu:/kubepods/pod{UID}/0123\n0::/system.slice/x");
+        assert_eq!(own_cgroup(&v1_alone, UID), None);
     }
 
     #[test]

@@ -64,6 +64,7 @@ impl PodTask {
         self.look_at_routes(contents.routes);
         self.look_at_ports();
         self.look_at_settings();
+        self.look_at_processes();
         Ok(())
     }
 

@@ -255,6 +255,9 @@ async fn pods_text(shared: &Shared) -> String {
         let older = report.older.connections;
         let name = "nodemesh_pod_older_connections";
         add(&mut families, name, &key, None, older);
+        let name = "nodemesh_pod_foreign_processes_told";
+        let told = u64::from(!report.foreign_processes.is_empty());
+        add(&mut families, name, &key, None, told);
         let cpu = Seconds(report.cpu_us);
         add(
             &mut families,

@@ -14,6 +14,7 @@
 //!   `cut_off` is for pods that can't be served (`unserved`);
 //! - `kubelet` finds the node's kubelet, whose connections pass to the ports that pods declare for
 //!   `probes`;
+//! - `foreign` has processes noticed that use a pod's network and are none of its own;
 //! - `install` keeps the CNI plugin where the container runtime finds it;
 //! - `confine` gives up what is of no use once it has started;
 //! - `control` keeps the node's certificate (`join`) and the ways to the control component and its
@@ -42,6 +43,7 @@ mod devices;
 mod discovery;
 mod events;
 mod follow;
+mod foreign;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -170,6 +172,9 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
         tell_take_over(take_over);
     }
     let events = capture.events().context("reading the capture's events")?;
+    let foreign_processes = capture
+        .foreign()
+        .context("reading what the capture notices")?;
     let image = WorkerImage::seal()?;
     let records = Records::open(&config.run_dir)
         .with_context(|| format!("opening the pods' records in {}", config.run_dir.display()))?;
@@ -217,6 +222,7 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     }
     tokio::spawn(clock::follow());
     tokio::spawn(events::follow(shared.clone(), events));
+    tokio::spawn(foreign::follow(shared.clone(), foreign_processes));
     let control = shared.control.clone();
     tokio::spawn(control.clone().keep_credential(config.clone()));
     tokio::spawn(follow::follow(

@@ -160,6 +160,7 @@ impl PodTask {
         self.rules.kernel_was_emptied();
         self.forget_probes();
         let prepared = self.shared.capture().prepare_pod(slot);
+        self.foreign.kernel_was_emptied();
         prepared.map_err(|e| e.to_string())
     }
 
@@ -211,6 +212,7 @@ impl PodTask {
         self.rules.refresh(view, &self.goal.uid);
         self.follow_budget(view);
         self.follow_probes(view);
+        self.follow_foreign();
         if let Some((rules, source)) = self.rules.for_kernel(view) {
             if rules.policy.left_out > 0 {
                 let (pod, left_out) = (&self.record.key, rules.policy.left_out);

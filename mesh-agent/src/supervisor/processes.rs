@@ -20,10 +20,12 @@ pub(super) fn all() -> io::Result<impl Iterator<Item = i32>> {
 
 /// A process in this network namespace that is none of `except`.
 pub(super) fn in_netns(netns: NetnsId, except: &[i32]) -> io::Result<Option<i32>> {
-    let is_in = |pid: &i32| {
-        let found = fs::metadata(netns_path(*pid));
-        found.is_ok_and(|found| (found.dev(), found.ino()) == (netns.device, netns.inode))
-    };
     let mut others = all()?.filter(|pid| !except.contains(pid));
-    Ok(others.find(is_in))
+    Ok(others.find(|pid| is_in(*pid, netns)))
+}
+
+/// Whether a process is in this network namespace.
+pub(super) fn is_in(pid: i32, netns: NetnsId) -> bool {
+    let found = fs::metadata(netns_path(pid));
+    found.is_ok_and(|found| (found.dev(), found.ino()) == (netns.device, netns.inode))
 }

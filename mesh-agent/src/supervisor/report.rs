@@ -137,6 +137,10 @@ pub struct PodReport {
     pub uid: u32,
     /// cgroup of its worker, below the cgroup2 mount.
     pub cgroup: String,
+    /// What becomes of processes that use the pod's network and are none of its own: `audit`,
+    /// `refuse` or `refuse-exec`; empty while they can't be told.
+    #[serde(default)]
+    pub foreign_processes: String,
     /// By what the cgroup's part of its worker's budget is in force, such as `cpu by cgroup v2`.
     #[serde(default)]
     pub budget: Vec<String>,
@@ -218,6 +222,7 @@ impl PodReport {
             slot: 0,
             uid: 0,
             cgroup: String::new(),
+            foreign_processes: String::new(),
             budget: Vec::new(),
             budget_unenforced: Vec::new(),
             cpu_us: 0,

@@ -183,6 +183,11 @@ impl Rules {
         self.own.as_ref().map(|own| &*own.policy)
     }
 
+    /// What discovery says of the pod; `None` while nothing is known of it.
+    pub(super) fn workload(&self) -> Option<&Workload> {
+        self.own.as_ref().map(|own| &*own.basis.workload)
+    }
+
     /// What the worker is told; `None` while nothing is known of the pod.
     pub(super) fn message(&self, version: &str) -> Option<wire::PodPolicy> {
         self.own.as_ref().map(|own| own.content.to_wire(version))

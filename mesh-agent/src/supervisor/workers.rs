@@ -24,6 +24,7 @@ use super::allotment::Allotment;
 use super::backoff::RestartPolicy;
 use super::counters::Counters;
 use super::csr::{Svid, chain_from_pem, chain_to_pem};
+use super::foreign::Foreign;
 use super::grandfather::Grandfathers;
 use super::legacy::Legacy;
 use super::look::Seen;
@@ -73,6 +74,7 @@ pub(super) struct PodTask {
     pub(super) grandfathers: Grandfathers,
     /// Ports that the kernel lets kubelet's connections pass to; `None` where it was told none.
     pub(super) probe_ports: Option<BTreeSet<u16>>,
+    pub(super) foreign: Foreign,
     pub(super) watch: Watch,
     pub(super) seen: Seen,
     /// The kernel has it cut off.
@@ -135,6 +137,7 @@ impl PodTask {
             allotment: Allotment::default(),
             grandfathers: Grandfathers::default(),
             probe_ports: None,
+            foreign: Foreign::default(),
             policy: RestartPolicy::default(),
             rolling: None,
             ended_at: None,

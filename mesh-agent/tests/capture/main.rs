@@ -17,6 +17,7 @@ mod names;
 mod namespaces;
 mod order;
 mod outbound;
+mod own_processes;
 mod policy;
 mod ports;
 mod probes;

@@ -25,7 +25,7 @@ use crate::program;
 pub(crate) const OTHER: u32 = 999;
 pub(crate) const OUTSIDE: &str = "192.0.2.9:443";
 /// All maps but the one that says whose they are.
-const MAPS: [&str; 15] = [
+const MAPS: [&str; 17] = [
     map_name::PODS,
     map_name::FLOWS,
     map_name::PENDING,
@@ -41,6 +41,8 @@ const MAPS: [&str; 15] = [
     map_name::PROBED,
     map_name::EVENTS,
     map_name::EVENT_BUDGETS,
+    map_name::PROCESSES,
+    map_name::FOREIGN,
 ];
 
 pub(crate) fn folder(lab: &Lab, version: u32) -> PathBuf {
@@ -167,7 +169,7 @@ fn what_is_under_way_goes_on_and_what_was_counted_counts_on() {
     let report = take_over(&mut lab);
     assert_eq!(report.shared, MAPS);
     assert!(report.copied.is_empty() && report.emptied.is_empty());
-    assert!(report.links >= 12 + 1 + 2, "{report:?}");
+    assert!(report.links >= 14 + 1 + 2, "{report:?}");
     for (app, to) in [
         (&accepted, OUTSIDE),
         (&waiting, "192.0.2.1:80"),
@@ -208,7 +210,7 @@ fn maps_of_another_layout_are_copied_or_begin_empty_and_refuse() {
     let report = take_over(&mut lab);
     assert_eq!(report.shared, [map_name::SOCKETS]);
     assert_eq!(report.copied, [map_name::PODS, map_name::WALLS]);
-    assert_eq!(report.emptied.len(), 12, "{report:?}");
+    assert_eq!(report.emptied.len(), 14, "{report:?}");
     assert_on_own_maps(&lab);
     assert_eq!(
         original_destination(&worker, libc::SOL_IP),

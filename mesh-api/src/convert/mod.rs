@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use mesh_core::identity::{Identity, IdentityError, TrustDomain};
-use mesh_core::model::{Enrolment, Health, Locality, Service, ServiceKey, TunnelPort, Workload};
+use mesh_core::model::{
+    Enrolment, ForeignProcesses, Health, Locality, Service, ServiceKey, TunnelPort, Workload,
+};
 
 use crate::workload as wire;
 
@@ -137,6 +139,8 @@ pub fn workload_from_wire(
         wire::Enrolment::try_from(workload.enrolment).map_err(|e| unknown("enrolment", e))?;
     let tunnel_port =
         wire::TunnelPort::try_from(workload.tunnel_port).map_err(|e| unknown("tunnel_port", e))?;
+    let foreign_processes = wire::ForeignProcesses::try_from(workload.foreign_processes)
+        .map_err(|e| unknown("foreign_processes", e))?;
     let locality = workload.locality.as_ref();
     Ok(Workload {
         uid: uid.into(),
@@ -158,6 +162,12 @@ pub fn workload_from_wire(
             wire::TunnelPort::HbonePort => TunnelPort::Hbone,
             wire::TunnelPort::OriginalPort => TunnelPort::Original,
         },
+        foreign_processes: match foreign_processes {
+            wire::ForeignProcesses::ForeignAudit => ForeignProcesses::Audit,
+            wire::ForeignProcesses::ForeignRefuse => ForeignProcesses::Refuse,
+            wire::ForeignProcesses::ForeignRefuseExec => ForeignProcesses::RefuseExec,
+        },
+        shares_processes: workload.shares_processes,
         labels: workload.labels.clone(),
         health: match status {
             wire::WorkloadStatus::Healthy => Health::Healthy,
@@ -270,6 +280,13 @@ pub fn workload_to_wire(workload: &Workload, cluster_id: &str) -> wire::Workload
             TunnelPort::Original => wire::TunnelPort::OriginalPort,
         }
         .into(),
+        foreign_processes: match workload.foreign_processes {
+            ForeignProcesses::Audit => wire::ForeignProcesses::ForeignAudit,
+            ForeignProcesses::Refuse => wire::ForeignProcesses::ForeignRefuse,
+            ForeignProcesses::RefuseExec => wire::ForeignProcesses::ForeignRefuseExec,
+        }
+        .into(),
+        shares_processes: workload.shares_processes,
         labels: workload.labels.clone(),
         cluster_id: cluster_id.to_owned(),
         uid: workload.uid.to_string(),

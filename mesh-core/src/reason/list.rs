@@ -76,6 +76,12 @@ reasons! {
         BindReservedPort = "bind_reserved_port" ["`bind`: `EADDRINUSE`"],
             "the app wanted to listen on one of the mesh's own ports (15001, 15006, 15008, 15053)",
             "let it listen on another port";
+        ForeignProcess = "foreign_process" ["`connect`, `sendto`: `EPERM` where it is refused"],
+            "a process from outside the pod, such as a port-forward, used the pod's network and so passes for the pod",
+            "the line in the log names the process; with the label nodemesh.dev/foreign-processes (audit, refuse, refuse-exec) the pod or its namespace says whether it may";
+        EnteredProcess = "entered_process" ["`connect`, `sendto`: `EPERM` where it is refused"],
+            "a process that was put into one of the pod's containers, as by kubectl exec or an exec probe, used the pod's network and so passes for the pod",
+            "the line in the log names the process; with the label nodemesh.dev/foreign-processes (audit, refuse, refuse-exec) the pod or its namespace says whether it may";
     }
 
     "In the kernel, before any worker: packets", "a time-out, or a reset" {

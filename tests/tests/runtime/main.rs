@@ -1,6 +1,7 @@
 //! Pods that a real container runtime makes: containerd, runc and the CNI plugins, asked by the
 //! interface that a kubelet asks them by.
 
+mod exec;
 mod plugin;
 mod race;
 mod reboot;

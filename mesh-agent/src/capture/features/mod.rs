@@ -21,6 +21,8 @@ use table::{HELPERS, HOOKS, MAPS};
 const GPL: &CStr = c"GPL";
 /// `bpf_skc_to_mptcp_sock`, which is called only on kernels that have it.
 const MPTCP_HELPER: u32 = 196;
+/// `bpf_get_current_task` and `bpf_probe_read_kernel`, the same.
+const DESCENT_HELPERS: [u32; 2] = [35, 113];
 
 /// Asks the kernel for each.
 pub(crate) fn probe() -> Vec<Feature> {
@@ -53,6 +55,13 @@ pub(crate) fn probe() -> Vec<Feature> {
     )];
     // What else there is can't be asked without it.
     if !denied {
+        features.push(optional(
+            "layout of processes in BTF",
+            "without it processes that are put into a container (exec) are not noticed",
+            "5.2",
+            "CONFIG_DEBUG_INFO_BTF",
+            super::task::read().err().map(|e| e.to_string()),
+        ));
         features.extend(hooks(&programs));
         features.extend(helpers(&programs));
         features.extend(maps());
@@ -67,6 +76,14 @@ pub(super) fn mptcp() -> bool {
     let attach_type = Some(bpf_attach_type::BPF_CGROUP_SOCK_OPS);
     std::path::Path::new("/proc/sys/net/mptcp").exists()
         && unknown_helper(kind, attach_type, MPTCP_HELPER).is_none()
+}
+
+/// Whether programs that see a process connect may follow its descent.
+pub(super) fn descent() -> bool {
+    let kind = bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR;
+    let attach_type = Some(bpf_attach_type::BPF_CGROUP_INET4_CONNECT);
+    let known = |helper| unknown_helper(kind, attach_type, helper).is_none();
+    DESCENT_HELPERS.into_iter().all(known)
 }
 
 fn required(
@@ -131,7 +148,8 @@ fn helpers(programs: &[Program]) -> impl Iterator<Item = Feature> {
         let names: Vec<_> = callers.iter().map(|p| p.name.as_str()).collect();
         let name = format!("{} in {}", helper.name, names.join(", "));
         let feature = required(name, helper.purpose, helper.since, helper.config, lack);
-        Some(if number == MPTCP_HELPER {
+        let spared = number == MPTCP_HELPER || DESCENT_HELPERS.contains(&number);
+        Some(if spared {
             Feature {
                 need: Need::Optional,
                 ..feature

@@ -29,11 +29,17 @@ const fn hook(
 const CGROUP: &str = "CONFIG_CGROUP_BPF";
 const CLS: &str = "CONFIG_NET_CLS_ACT";
 
-pub(super) const HOOKS: [Hook; 10] = [
+pub(super) const HOOKS: [Hook; 11] = [
     hook(
         &["connect4", "connect6"],
         "captures what apps connect to",
         "4.17",
+        CGROUP,
+    ),
+    hook(
+        &["sendmsg4", "sendmsg6"],
+        "tells apps' datagrams from those of other processes in a pod",
+        "4.18",
         CGROUP,
     ),
     hook(
@@ -120,7 +126,7 @@ const fn helper(
 const BASE: &str = "CONFIG_BPF_SYSCALL";
 const SOCKET_CGROUP: &str = "CONFIG_SOCK_CGROUP_DATA";
 
-pub(super) const HELPERS: [Helper; 19] = [
+pub(super) const HELPERS: [Helper; 25] = [
     helper(
         bpf_func_id::BPF_FUNC_map_lookup_elem,
         "bpf_map_lookup_elem",
@@ -183,6 +189,48 @@ pub(super) const HELPERS: [Helper; 19] = [
         "tells workers from apps",
         "5.7",
         "CONFIG_CGROUPS",
+    ),
+    helper(
+        bpf_func_id::BPF_FUNC_get_current_cgroup_id,
+        "bpf_get_current_cgroup_id",
+        "names the cgroup of a process that is none of a pod's",
+        "5.7",
+        "CONFIG_CGROUPS",
+    ),
+    helper(
+        bpf_func_id::BPF_FUNC_get_current_pid_tgid,
+        "bpf_get_current_pid_tgid",
+        "names a process that is none of a pod's",
+        "5.10",
+        BASE,
+    ),
+    helper(
+        bpf_func_id::BPF_FUNC_get_current_uid_gid,
+        "bpf_get_current_uid_gid",
+        "names the user of a process that is none of a pod's",
+        "4.18",
+        BASE,
+    ),
+    helper(
+        bpf_func_id::BPF_FUNC_get_current_comm,
+        "bpf_get_current_comm",
+        "names a process that is none of a pod's",
+        "5.10",
+        BASE,
+    ),
+    helper(
+        bpf_func_id::BPF_FUNC_get_current_task,
+        "bpf_get_current_task",
+        "without it processes that are put into a container (exec) are not noticed",
+        "5.10",
+        "CONFIG_BPF_SYSCALL, CONFIG_DEBUG_INFO_BTF",
+    ),
+    helper(
+        bpf_func_id::BPF_FUNC_probe_read_kernel,
+        "bpf_probe_read_kernel",
+        "without it processes that are put into a container (exec) are not noticed",
+        "5.10",
+        "CONFIG_BPF_EVENTS, CONFIG_DEBUG_INFO_BTF; kernel lockdown not at `confidentiality`",
     ),
     helper(
         bpf_func_id::BPF_FUNC_sk_storage_get,

@@ -145,6 +145,8 @@ fn workload(
             .collect(),
         enrolment: membership::enrolment_of(&metadata.labels, around),
         tunnel_port: membership::tunnel_port_of(&metadata.labels, around),
+        foreign_processes: membership::foreign_processes_of(&metadata.labels, around),
+        shares_processes: spec.share_process_namespace,
         labels: metadata.labels.clone(),
         health: Health::Healthy,
         services: services.collect(),

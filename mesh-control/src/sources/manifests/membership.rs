@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_core::model::{Enrolment, TunnelPort};
+use mesh_core::model::{Enrolment, ForeignProcesses, TunnelPort};
 
 use super::Mistake;
 use super::document::{Found, Place};
@@ -12,8 +12,10 @@ use super::schema::Metadata;
 const ENROLL_LABEL: &str = "nodemesh.dev/enroll";
 /// Where tunnels to it go.
 const TUNNEL_PORT_LABEL: &str = "nodemesh.dev/tunnel-port";
+/// What becomes of processes in its network that are none of its own.
+const FOREIGN_LABEL: &str = "nodemesh.dev/foreign-processes";
 /// All labels that say how a pod is in the mesh.
-pub(super) const LABELS: [&str; 2] = [ENROLL_LABEL, TUNNEL_PORT_LABEL];
+pub(super) const LABELS: [&str; 3] = [ENROLL_LABEL, TUNNEL_PORT_LABEL, FOREIGN_LABEL];
 
 type Labels = BTreeMap<String, String>;
 
@@ -34,6 +36,15 @@ fn tunnel_port(value: &str) -> Result<TunnelPort, &'static str> {
     }
 }
 
+fn foreign_processes(value: &str) -> Result<ForeignProcesses, &'static str> {
+    match value {
+        "audit" => Ok(ForeignProcesses::Audit),
+        "refuse" => Ok(ForeignProcesses::Refuse),
+        "refuse-exec" => Ok(ForeignProcesses::RefuseExec),
+        _ => Err(r#"none of "audit", "refuse", "refuse-exec""#),
+    }
+}
+
 /// How far a pod with these labels, in a namespace with those, is in the mesh.
 pub(super) fn enrolment_of(pod: &Labels, namespace: Option<&Labels>) -> Enrolment {
     nearest(ENROLL_LABEL, pod, namespace, enrolment)
@@ -42,6 +53,11 @@ pub(super) fn enrolment_of(pod: &Labels, namespace: Option<&Labels>) -> Enrolmen
 /// Where tunnels to such a pod go.
 pub(super) fn tunnel_port_of(pod: &Labels, namespace: Option<&Labels>) -> TunnelPort {
     nearest(TUNNEL_PORT_LABEL, pod, namespace, tunnel_port)
+}
+
+/// What becomes of foreign processes in such a pod's network.
+pub(super) fn foreign_processes_of(pod: &Labels, namespace: Option<&Labels>) -> ForeignProcesses {
+    nearest(FOREIGN_LABEL, pod, namespace, foreign_processes)
 }
 
 fn nearest<T: Default>(
@@ -71,7 +87,8 @@ fn check_labels<N>(metadata: &Metadata<N>, place: &Place, mistakes: &mut Vec<Mis
         };
         let read = match label {
             ENROLL_LABEL => enrolment(value).map(drop),
-            _ => tunnel_port(value).map(drop),
+            TUNNEL_PORT_LABEL => tunnel_port(value).map(drop),
+            _ => foreign_processes(value).map(drop),
         };
         if let Err(wanted) = read {
             let path = ["metadata".into(), "labels".into(), label.into()];

@@ -257,6 +257,7 @@ pub(super) struct PodSpec {
     pub(super) node_name: Option<Name>,
     pub(super) service_account_name: Option<Name>,
     pub(super) host_network: bool,
+    pub(super) share_process_namespace: bool,
     pub(super) containers: Vec<Container>,
     pub(super) init_containers: Vec<Container>,
 }
