@@ -41,12 +41,7 @@ struct Agent {
 #[test]
 fn the_agent_takes_its_arguments() {
     for path in MANIFESTS {
-        let lines = daemon_set(path);
-        let arguments = lines.iter().filter_map(|line| line.strip_prefix("- --"));
-        let arguments: Vec<String> = arguments.map(|argument| format!("--{argument}")).collect();
-        assert!(arguments.len() >= 9, "{arguments:?}");
-        let parsed = Agent::try_parse_from(std::iter::once("agent".to_owned()).chain(arguments));
-        let run = parsed.unwrap_or_else(|e| panic!("{path}: {e}")).run;
+        let run = options(path);
         assert_eq!(run.join_token_file.unwrap(), Path::new("/token/control"));
         // What is checked later than the command line is parsed.
         assert!(run.uid_base.parse::<u32>().is_ok(), "{}", run.uid_base);
@@ -60,6 +55,36 @@ fn the_agent_takes_its_arguments() {
             !run.control.is_empty() && run.control.iter().all(|uri| uri.starts_with("https://"))
         );
     }
+}
+
+/// The options of the DaemonSet of these manifests.
+fn options(path: &str) -> RunArgs {
+    let lines = daemon_set(path);
+    let arguments = lines.iter().filter_map(|line| line.strip_prefix("- --"));
+    let arguments = arguments.map(|argument| format!("--{argument}"));
+    let parsed = Agent::try_parse_from(std::iter::once("agent".to_owned()).chain(arguments));
+    parsed.unwrap_or_else(|e| panic!("{path}: {e}")).run
+}
+
+#[test]
+fn the_chart_says_how_workers_are_rolled() {
+    let rolled = |path: &str| {
+        let run = options(path);
+        (
+            run.roll,
+            run.roll_at_once,
+            run.drain_for,
+            run.grandfather_for,
+        )
+    };
+    assert_eq!(
+        rolled(MANIFESTS[0]),
+        ("auto".to_owned(), Some(1), Some(3600), Some(3600))
+    );
+    assert_eq!(
+        rolled(MANIFESTS[1]),
+        ("manual".to_owned(), Some(4), Some(600), Some(0))
+    );
 }
 
 /// What is asked for beyond an ordinary container, by the lines that ask.

@@ -48,7 +48,7 @@ spec:
       preStop: {httpGet: {path: /hook, port: 8084, host: "fd00:1::1"}}
   - name: helper
     image: helper
-    ports: [{name: http, containerPort: 7000}]
+    ports: [{name: side, containerPort: 7000}]
     livenessProbe: {exec: {command: ["true"]}}
     readinessProbe: {httpGet: {port: 8090, host: 127.0.0.1}}
     startupProbe: {tcpSocket: {port: 8091, host: elsewhere.example}}

@@ -38,6 +38,10 @@ fn answer(stream: std::net::TcpStream) -> Result<(), Box<dyn std::error::Error>>
         while let Some(request) = connection.accept().await {
             let (request, mut respond) = request?;
             let known = request.uri().path() == CHECK;
+            let mut asked = request.into_body();
+            while let Some(part) = asked.data().await {
+                asked.flow_control().release_capacity(part?.len())?;
+            }
             let response = Response::builder().header("content-type", "application/grpc");
             let mut body = respond.send_response(response.body(())?, false)?;
             body.send_data(Bytes::from_static(&SERVING), false)?;
