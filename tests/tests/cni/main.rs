@@ -4,6 +4,7 @@
 mod deletion;
 mod enrolment;
 mod install;
+mod kinds;
 mod refusals;
 mod running;
 

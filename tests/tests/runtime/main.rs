@@ -2,6 +2,7 @@
 //! interface that a kubelet asks them by.
 
 mod exec;
+mod kinds;
 mod plugin;
 mod race;
 mod reboot;
