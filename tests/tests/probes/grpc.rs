@@ -4,7 +4,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response};
+use h2::server::SendResponse;
+use http::{HeaderMap, HeaderValue, Request, Response};
 use mesh_lab::Pod;
 use tokio::net::TcpStream;
 
@@ -36,20 +37,32 @@ fn answer(stream: std::net::TcpStream) -> Result<(), Box<dyn std::error::Error>>
     runtime.block_on(async {
         let mut connection = h2::server::handshake(TcpStream::from_std(stream)?).await?;
         while let Some(request) = connection.accept().await {
-            let (request, mut respond) = request?;
-            let known = request.uri().path() == CHECK;
-            let mut asked = request.into_body();
-            while let Some(part) = asked.data().await {
-                asked.flow_control().release_capacity(part?.len())?;
-            }
-            let response = Response::builder().header("content-type", "application/grpc");
-            let mut body = respond.send_response(response.body(())?, false)?;
-            body.send_data(Bytes::from_static(&SERVING), false)?;
-            let status = if known { "0" } else { "12" };
-            let mut trailers = HeaderMap::new();
-            trailers.insert("grpc-status", HeaderValue::from_static(status));
-            body.send_trailers(trailers)?;
+            let (request, respond) = request?;
+            // Beside the connection, which has to go on for the request's body to arrive.
+            tokio::spawn(reply(request, respond));
         }
         Ok(())
     })
+}
+
+async fn reply(
+    request: Request<h2::RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) -> Result<(), h2::Error> {
+    let status = match request.uri().path() {
+        CHECK => "0",
+        _ => "12",
+    };
+    let mut asked = request.into_body();
+    while let Some(part) = asked.data().await {
+        asked.flow_control().release_capacity(part?.len())?;
+    }
+    let mut response = Response::new(());
+    let kind = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert("content-type", kind);
+    let mut body = respond.send_response(response, false)?;
+    body.send_data(Bytes::from_static(&SERVING), false)?;
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static(status));
+    body.send_trailers(trailers)
 }
