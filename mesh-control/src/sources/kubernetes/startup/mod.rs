@@ -53,7 +53,7 @@ impl std::str::FromStr for TaintKey {
         };
         let own = ["kubernetes.io", "k8s.io"];
         let is_own = |own: &&str| *domain == **own || domain.ends_with(&format!(".{own}"));
-        if own.iter().any(|own| is_own(&own)) {
+        if own.iter().any(is_own) {
             return Err(KeyFault::Kubernetes(text.to_owned()));
         }
         Ok(Self(text.to_owned()))
