@@ -108,12 +108,14 @@ fn descriptors(pod: &Pod) {
     } else {
         3
     };
-    // The runtime's: two epolls, a waker, three ends of a pair for signals.
+    // The runtime's: two epolls, a waker, three ends of a pair for signals; and a timer that tells when
+    // the clock is set.
     let expected = [
         ("/null", 3),
         ("/secretmem", 1),
         ("anon_inode:[eventfd]", 1),
         ("anon_inode:[eventpoll]", 2),
+        ("anon_inode:[timerfd]", 1),
         ("socket:", 2 + 3 + listeners),
     ];
     assert_eq!(
