@@ -251,7 +251,7 @@ fn the_agents_word_of_its_readiness_reaches_control() {
         heard.unwrap_or_else(|e| panic!("{e:#}\n{}", lab.log_tails()));
     };
     let ready = |status: &str| status.contains("mesh-agent ") && !status.contains("not ready");
-    runtime.wait_whole(&lab, "10-pods.conflist");
+    runtime.wait_whole(&lab, "pods");
     told("that the agent is ready", &ready);
     fs::write(runtime.conf.join("10-pods.conflist"), "{\"plugins\":").unwrap();
     told("why it is not", &|status| {
