@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(180);
 pub struct Guest {
     node: u8,
     boot: u32,
+    /// The case that runs: what is told is told within it, for cases share a boot and the words.
+    case: Mutex<String>,
     port: Mutex<File>,
     told: Arc<(Mutex<BTreeMap<String, String>>, Condvar)>,
 }
@@ -61,6 +63,7 @@ impl Guest {
         let guest = Self {
             node,
             boot,
+            case: Mutex::default(),
             port: Mutex::new(port),
             told: told.clone(),
         };
@@ -102,34 +105,50 @@ impl Guest {
         bail!("the kernel did not boot the machine");
     }
 
+    /// Says that a case begins: what it waits for is not what an earlier one was told.
+    pub fn begin(&self, case: &str) {
+        case.clone_into(&mut self.case.lock().unwrap_or_else(PoisonError::into_inner));
+        self.say(&Said::Began { case: case.into() });
+    }
+
+    /// The key under which the host keeps what this case tells.
+    fn within(&self, key: &str) -> String {
+        let case = self.case.lock().unwrap_or_else(PoisonError::into_inner);
+        format!("{case}: {key}")
+    }
+
     /// Says what happens, for the log.
     pub fn step(&self, text: impl Into<String>) {
         self.say(&Said::Step { text: text.into() });
     }
 
-    /// Tells both nodes something.
-    pub fn tell(&self, key: impl Into<String>, value: impl Into<String>) {
+    /// Tells both nodes something, in the case that runs.
+    pub fn tell(&self, key: impl AsRef<str>, value: impl Into<String>) {
         self.say(&Said::Tell {
-            key: key.into(),
+            key: self.within(key.as_ref()),
             value: value.into(),
         });
     }
 
     /// Puts something into the host's report of this kernel.
     pub fn report(&self, key: &str, value: impl Into<String>) {
-        self.tell(format!("report/{key}"), value);
+        self.say(&Said::Tell {
+            key: format!("report/{key}"),
+            value: value.into(),
+        });
     }
 
-    /// Waits until either node has told this.
+    /// Waits until either node has told this, in the case that runs.
     ///
     /// # Errors
     /// If nobody does in three minutes.
     pub fn wait_for(&self, key: &str) -> Result<String> {
+        let within = self.within(key);
         let (map, changed) = &*self.told;
         let deadline = Instant::now() + PATIENCE;
         let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(value) = map.get(key) {
+            if let Some(value) = map.get(&within) {
                 return Ok(value.clone());
             }
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {

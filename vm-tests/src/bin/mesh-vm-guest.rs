@@ -23,7 +23,7 @@ const TAIL_BYTES: usize = 6_000;
 fn main() -> anyhow::Result<()> {
     let (guest, names) = Guest::connect()?;
     for name in names {
-        guest.say(&Said::Began { case: name.clone() });
+        guest.begin(&name);
         let began = Instant::now();
         let outcome = run(&guest, &name);
         guest.say(&Said::Ended {

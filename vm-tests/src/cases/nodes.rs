@@ -99,7 +99,8 @@ fn mutual_tls(guest: &Guest) -> Result<()> {
     for (from, to) in client.addresses().into_iter().zip(web.addresses()) {
         let url = format!("http://{}/", SocketAddr::new(to, 80));
         let curl = client.command("curl").args(["-sS", "--max-time", "30"]);
-        let answer = curl.arg(url).timeout(CALL).output()?.ok()?;
+        let answer = curl.arg(url).timeout(CALL).output()?.ok();
+        let answer = answer.with_context(|| lab.log_tails())?;
         ensure!(answer == "hello\n", "{to} answered {answer:?}");
         let said = dial(client, SocketAddr::new(to, 7000), nonce.trim())?;
         ensure!(said.contains(nonce.trim()), "{to} echoed {said:?}");
