@@ -247,6 +247,19 @@ fn heap_kib(pid: i32) -> u64 {
 }
 
 #[test]
+fn a_supervisor_gives_back_what_it_read_at_its_start() {
+    let (lab, _server) = lab();
+    let status = format!("/proc/{}/status", lab.agent(0).daemon.pid().unwrap());
+    let private_kib = || number(&fs::read_to_string(&status).unwrap(), "RssAnon:");
+    // Of the kernel's types alone it reads as much.
+    wait::until_true("a small supervisor", wait::PATIENCE, || {
+        Ok(private_kib() < 8 * 1024)
+    })
+    .unwrap_or_else(|e| panic!("{} KiB: {e}", private_kib()));
+    lab.finish().unwrap();
+}
+
+#[test]
 fn a_worker_without_flows_sleeps_and_gives_back_what_its_start_took() {
     let (lab, _server) = lab();
     let pid = |key: &str| lab.agent(0).worker_pid(lab.pod(key)).unwrap();

@@ -97,6 +97,16 @@ impl Legacy {
             .retain(|_, fd| getsockopt(fd, sockopt::AcceptConn).unwrap_or(false));
     }
 
+    /// Lets go of everything. When this returns, the pod's ports are free: a worker that has ended
+    /// can't make a listener linger, so those needn't be closed [elsewhere](Handed).
+    pub(super) fn close_after_worker(self) {
+        for fd in self.listeners.into_values() {
+            if getsockopt(&fd, sockopt::AcceptConn) == Ok(true) {
+                drop(fd.into_inner());
+            }
+        }
+    }
+
     /// A listener, if there is one of that kind.
     pub(super) fn listener(&self, kind: FdKind) -> Option<BorrowedFd<'_>> {
         self.listeners.get(&kind).map(AsFd::as_fd)
@@ -216,6 +226,23 @@ mod tests {
         assert_eq!(check_listener(fd.as_fd(), ours, cookie), Ok(()));
         let why = check_listener(fd.as_fd(), ours, cookie + 1).unwrap_err();
         assert!(why.contains("another network namespace"), "{why}");
+    }
+
+    #[test]
+    fn a_port_is_free_as_soon_as_its_listener_is_let_go() {
+        let mut port = 0;
+        for round in 0..200 {
+            let listener = TcpListener::bind(("127.0.0.1", port));
+            let listener = listener.unwrap_or_else(|e| panic!("round {round}: {e}"));
+            port = listener.local_addr().unwrap().port();
+            let fd = Handed::from(OwnedFd::from(listener));
+            let listeners = BTreeMap::from([(FdKind::PlaintextV4, fd)]);
+            let legacy = Legacy {
+                listeners,
+                ..Legacy::default()
+            };
+            legacy.close_after_worker();
+        }
     }
 
     #[test]

@@ -48,6 +48,7 @@ mod foreign;
 #[doc(hidden)]
 pub mod fuzzing;
 mod grandfather;
+mod heap;
 mod install;
 mod integrity;
 mod join;
@@ -126,6 +127,7 @@ use shared::Shared;
 /// # Errors
 /// If something it can't do without is missing; the message says what, and what to do.
 pub fn run(config: Config) -> anyhow::Result<()> {
+    heap::give_large_blocks_back();
     log_to_stderr(config.log_format);
     raise_descriptor_limit()?;
     // Before there is a second thread: only this one, and those that it makes, enter it.

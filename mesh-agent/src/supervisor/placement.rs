@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
-use std::{panic, thread};
+use std::{mem, panic, thread};
 
 use mesh_api::worker::FdKind;
 use mesh_common::{POD_CUT_OFF, POD_HAS_LISTENER_V6, PodConfig, mapped_v4};
@@ -12,7 +12,6 @@ use tokio::time::{Instant, sleep};
 use super::devices::Devices;
 use super::discovery::View;
 use super::grandfather::Grandfathers;
-use super::legacy::Legacy;
 use super::live;
 use super::look::Seen;
 use super::netns::{self, NetnsError};
@@ -251,11 +250,17 @@ impl PodTask {
         self.forget_probes();
         self.grandfathers = Grandfathers::default();
         self.report_grandfathers();
-        self.legacy = Legacy::default();
-        if let Some(cgroup) = self.cgroup.take()
-            && let Err(why) = remove_cgroup(cgroup).await
-        {
-            tracing::error!(pod = %self.record.key, why, "the worker's cgroup stays");
+        let legacy = mem::take(&mut self.legacy);
+        let removed = match self.cgroup.take() {
+            Some(cgroup) => remove_cgroup(cgroup).await,
+            None => Ok(()),
+        };
+        match removed {
+            // Whoever had the listeners has ended. The pod may be added again at once.
+            Ok(()) => legacy.close_after_worker(),
+            Err(why) => {
+                tracing::error!(pod = %self.record.key, why, "the worker's cgroup stays");
+            }
         }
         self.save();
         tracing::info!(pod = %self.record.key, "out of the mesh");
