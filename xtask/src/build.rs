@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{ebpf, exec};
 
@@ -35,6 +35,17 @@ pub(crate) fn measured(workspace: &Path) -> Result<PathBuf> {
         fs::copy(tested.join(program), shipped.join(program))
             .with_context(|| format!("copying {program} to {}", shipped.display()))?;
     }
+    Ok(shipped)
+}
+
+/// The folder that [`measured`] has filled before.
+pub(crate) fn measured_before(workspace: &Path) -> Result<PathBuf> {
+    let shipped = workspace.join("target/dist");
+    ensure!(
+        shipped.join("mesh-lab-load").is_file(),
+        "nothing was built to be measured in {}: leave --no-build out once",
+        shipped.display()
+    );
     Ok(shipped)
 }
 

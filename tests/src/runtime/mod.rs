@@ -7,6 +7,7 @@
 
 mod config;
 pub mod cri;
+mod forward;
 mod image;
 mod leftovers;
 pub mod pods;

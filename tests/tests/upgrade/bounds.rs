@@ -69,10 +69,11 @@ fn a_supervisor_that_dies_while_workers_drain_finds_out_which_is_which() {
             agent.daemon.kill9().unwrap();
             agent.start(host).unwrap();
             wait_status(&lab, node, "every worker to be replaced", is_rolled);
+            counted.wait(100);
+            counted.assert_open();
             wait_status(&lab, node, "the old connections to be listed", |status| {
                 draining(status).1 >= 20
             });
-            counted.wait(100);
             println!("round {round}, node {node}: {} answered", answered(&short));
         }
     }

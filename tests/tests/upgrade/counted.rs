@@ -125,6 +125,18 @@ impl Counted {
         .unwrap();
     }
 
+    /// None has ended.
+    pub(crate) fn assert_open(&self) {
+        let ended = |ends: &[JoinHandle<Ended>; 2]| ends.iter().any(JoinHandle::is_finished);
+        let ended = self.ends.iter().filter(|ends| ended(ends)).count();
+        assert_eq!(
+            ended,
+            0,
+            "connections of {} that have ended",
+            self.ends.len()
+        );
+    }
+
     /// Ends them; both ends of each must have seen everything, in order.
     pub(crate) fn finish_unharmed(self) -> u64 {
         self.stop.store(true, Ordering::Release);

@@ -66,7 +66,7 @@ pub(crate) struct BenchArgs {
     /// Each once and in little: shows that all of it works, and measures nothing
     #[arg(long)]
     short: bool,
-    /// Use the binaries as they are
+    /// Use the binaries as they are: those that were built to be measured, or in `NODEMESH_BIN_DIR`
     #[arg(long)]
     no_build: bool,
     /// Measure nothing; make docs/PERFORMANCE.md and its plots from this file
@@ -103,6 +103,9 @@ enum Other {
     Instructions(instructions::InstructionsArgs),
 }
 
+/// Where programs are looked for, in the environment.
+const BIN_DIR: &str = "NODEMESH_BIN_DIR";
+
 pub(crate) fn run(workspace: &Path, args: &BenchArgs) -> Result<()> {
     match &args.other {
         Some(Other::Isolation(args)) => return isolation::run(workspace, args),
@@ -113,14 +116,19 @@ pub(crate) fn run(workspace: &Path, args: &BenchArgs) -> Result<()> {
     if let Some(file) = &args.render {
         return document::write(workspace, &Results::read(file)?);
     }
-    if !(args.no_build || args.short) {
+    let told = args.no_build && env::var_os(BIN_DIR).is_some();
+    if !(args.short || told) {
         // Asked before the build, which may put another in its place.
-        let itself = env::current_exe()?;
-        let programs = build::measured(workspace)?;
+        let mut again = Command::new(env::current_exe()?);
+        again.args(env::args_os().skip(1));
+        let programs = if args.no_build {
+            build::measured_before(workspace)?
+        } else {
+            again.arg("--no-build");
+            build::measured(workspace)?
+        };
         // Where programs are found is for a whole process.
-        let mut again = Command::new(itself);
-        again.args(env::args_os().skip(1)).arg("--no-build");
-        return exec::run(again.env("NODEMESH_BIN_DIR", programs));
+        return exec::run(again.env(BIN_DIR, programs));
     }
     let others = Others {
         ztunnel: args.ztunnel.find("info")?,

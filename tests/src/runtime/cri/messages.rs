@@ -229,6 +229,18 @@ messages! {
         /// Exit code.
         #[prost(int32, tag = "3")] exit_code: i32,
     }
+    /// Asks for a stream to a sandbox's ports.
+    PortForward {
+        /// The sandbox's id.
+        #[prost(string, tag = "1")] sandbox: String,
+        /// The ports.
+        #[prost(int32, repeated, tag = "2")] ports: Vec<i32>,
+    }
+    /// Where a stream is to be had, once.
+    StreamUrl {
+        /// Of a server of the runtime's.
+        #[prost(string, tag = "1")] url: String,
+    }
     /// One of the runtime's conditions.
     Condition {
         /// `RuntimeReady` or `NetworkReady`.

@@ -14,8 +14,8 @@ pub use grpc::Status;
 use messages::{
     Condition, ContainerId, ContainerStatus, ContainerStatusAnswer, CreateContainer, Empty,
     ExecSync, ExecSyncAnswer, ImageSpec, ImageStatus, ImageStatusRequest, ListedSandbox,
-    RunPodSandbox, RuntimeStatus, SandboxId, SandboxList, SandboxStatusAnswer,
-    SandboxStatusRequest, StatusRequest, StopContainer, Version, VersionRequest,
+    PortForward, RunPodSandbox, RuntimeStatus, SandboxId, SandboxList, SandboxStatusAnswer,
+    SandboxStatusRequest, StatusRequest, StopContainer, StreamUrl, Version, VersionRequest,
 };
 
 use crate::wait;
@@ -175,5 +175,18 @@ impl Cri {
             timeout: 60,
         };
         self.runtime("ExecSync", &request)
+    }
+
+    /// Where a stream to a port of a sandbox is to be had.
+    ///
+    /// # Errors
+    /// As [`Self::version`].
+    pub fn port_forward(&self, sandbox: &str, port: u16) -> Result<String> {
+        let request = PortForward {
+            sandbox: sandbox.to_owned(),
+            ports: vec![i32::from(port)],
+        };
+        let answer: StreamUrl = self.runtime("PortForward", &request)?;
+        Ok(answer.url)
     }
 }
