@@ -258,8 +258,14 @@ impl PodTask {
         } else {
             most
         };
-        let rest = old.certificate_not_after_s.unwrap_or(0) - now_s();
-        most.min(Duration::from_secs(u64::try_from(rest).unwrap_or(0)))
+        // One that was just adopted may not have told: it has the pod's certificate as it was kept.
+        let kept = self.legacy.svid.as_ref().map(|svid| svid.not_after_s);
+        let Some(not_after_s) = old.certificate_not_after_s.or(kept) else {
+            return most;
+        };
+        most.min(Duration::from_secs(
+            u64::try_from(not_after_s - now_s()).unwrap_or(0),
+        ))
     }
 
     /// Keeps what each worker is, for the next supervisor, and has budget and report follow.

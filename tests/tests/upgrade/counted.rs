@@ -122,7 +122,10 @@ impl Counted {
         wait::until_true("counted connections to go on", PATIENCE, || {
             Ok(self.pieces.load(Ordering::Relaxed) >= goal)
         })
-        .unwrap();
+        .unwrap_or_else(|e| {
+            self.assert_open();
+            panic!("{e:#}")
+        });
     }
 
     /// None has ended.

@@ -1,6 +1,7 @@
 //! Agents are upgraded and downgraded under load, supervisor and workers: no byte is lost, no
 //! request fails, no count goes back. New workers that don't work replace none.
 
+mod between;
 mod bounds;
 mod counted;
 mod pods_go;
