@@ -5,7 +5,7 @@
 
 use std::net::TcpStream;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use tungstenite::client::IntoClientRequest;
 use tungstenite::http::{HeaderValue, Uri};
 use tungstenite::{Message, WebSocket};
@@ -67,12 +67,13 @@ fn open(host: &Host, url: &str, port: u16) -> Result<WebSocket<TcpStream>> {
     let authority = url.authority().context("an address with a server")?;
     let to = authority.as_str().to_owned();
     let stream = host.netns.run(|| TcpStream::connect(to))?;
-    stream.set_read_timeout(Some(wait::PATIENCE))?;
+    stream.set_read_timeout(Some(wait::scaled(wait::PATIENCE)))?;
     let request = format!("ws://{authority}{}?port={port}", url.path());
     let mut request = request.into_client_request()?;
     let protocol = HeaderValue::from_static(PROTOCOL);
-    let asked = request.headers_mut();
-    ensure!(asked.insert("sec-websocket-protocol", protocol).is_none());
+    request
+        .headers_mut()
+        .insert("sec-websocket-protocol", protocol);
     let (socket, _) = tungstenite::client(request, stream).map_err(|e| anyhow!("{e}"))?;
     Ok(socket)
 }
